@@ -46,14 +46,15 @@ class Config:
         """Plain containers for a checkpoint: dicts, and a namespace where a plug-in has no dataclass."""
         return {"_name": None} | {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
-    def to_yaml(self) -> str:
-        """A file that ``--config`` reads back."""
+    def to_yaml(self, args: argparse.Namespace) -> str:
+        """A file that ``--config`` reads back: the options that the command line ``args`` could set."""
         sections = {}
         for name, node in self.to_dict().items():
             if isinstance(node, argparse.Namespace):
-                node = {k: plain(v) for k, v in vars(node).items() if k in _own_options(name, node)}
+                node = {k: plain(v) for k, v in sorted(vars(node).items()) if k in _own_options(name, node)}
             if isinstance(node, dict):
-                sections[name] = {k: v for k, v in node.items() if not (k == "_name" and v is None)}
+                kept = {k: v for k, v in node.items() if hasattr(args, k) or (k == "_name" and v is not None)}
+                sections |= {name: kept} if kept else {}
         return dump(sections)
 
 

@@ -155,7 +155,9 @@ def parse_args_and_arch(
         sys.exit(0)
     yaml_file.apply_settings(parser, settings, first.config)
     args, unknown = parser.parse_known_args(argv)
-    if not parse_known:
+    if unknown and not parse_known:
+        if not getattr(args, "arch", "none of this command's options"):
+            raise ConfigError("--arch is required: it says what the model is and which options it has")
         parser.refuse_unknown(unknown)
     _fill_in(parser, args)
     return (args, unknown) if parse_known else args

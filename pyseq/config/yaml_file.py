@@ -8,10 +8,13 @@ Flat keys are flag names (``max-tokens`` or ``max_tokens``). Groups are the sect
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from typing import Any
 
 import yaml
 
+from pyseq.config import groups
+from pyseq.config.group import ConfigGroup
 from pyseq.errors import ConfigError, nearest
 
 SECTIONS = (
@@ -22,6 +25,13 @@ PLUGIN_SECTIONS = {"model": "arch"} | {
     kind: kind for kind in ("task", "criterion", "optimizer", "lr_scheduler", "scoring", "bpe", "tokenizer")
 }
 MANDATORY = "???"
+# One file may serve several commands: what another command takes is passed over.
+OF_SOME_COMMAND = {
+    field.name
+    for group in vars(groups).values()
+    if isinstance(group, type) and issubclass(group, ConfigGroup)
+    for field in dataclasses.fields(group)
+} | {"arch", "dry_run"}
 
 
 def read_settings(path: str) -> dict[str, Any]:
@@ -73,6 +83,7 @@ def apply_settings(parser: Any, settings: dict[str, Any], path: str | None) -> N
         ConfigError: a key is no option of this command and its plug-ins, or a value is not among the choices.
     """
     actions = {action.dest: action for action in parser._actions}
+    settings = {key: value for key, value in settings.items() if key in actions or key not in OF_SOME_COMMAND}
     unknown = sorted(key for key in settings if key not in actions)
     if unknown:
         hints = "; ".join(f"'{key}' ({nearest(key, actions) or 'no such option'})" for key in unknown)

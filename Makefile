@@ -1,0 +1,81 @@
+# make demo             a translation model, trained and translating, in a few minutes
+# make test             what a change has to pass
+# make test-slow        the tests that take longer
+# make check-reference REFERENCE=dir   pyseq beside what fairseq computed
+# PIP_ARGS is handed to every pip install (an index with CPU-only wheels of torch, say).
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+BIN := $(VENV)/bin
+RUN := $(BIN)/python
+CORE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') CMakeLists.txt setup.py pyproject.toml
+ARCHITECTURES := 80 90 100
+
+.PHONY: demo test test-slow lint types imports core sanitize cuda pytest check-reference benchmark clean
+
+demo: $(VENV)/.demo
+	$(RUN) examples/number_words/demo.py --bin $(BIN)
+
+test: lint types imports core sanitize cuda pytest
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "pyseq needs Python >= 3.10; this is `$(PYTHON) -V`. Give another with PYTHON=..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "could not make a virtual environment: on Debian or Ubuntu, apt-get install python3-venv python3-dev"; exit 1; }
+	@$(RUN) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' || { echo "Python.h is missing: on Debian or Ubuntu, apt-get install python3-dev"; exit 1; }
+	@command -v c++ >/dev/null || { echo "no C++ compiler: on Debian or Ubuntu, apt-get install g++"; exit 1; }
+	$(BIN)/pip install -q --upgrade pip $(PIP_ARGS)
+	@touch $@
+
+$(VENV)/.torch: constraints.txt | $(VENV)/.made
+	$(BIN)/pip install -q -c constraints.txt torch $(PIP_ARGS)
+	@touch $@
+
+$(VENV)/.demo: $(CORE_SOURCES) | $(VENV)/.torch
+	$(BIN)/pip install -q -c constraints.txt '.[demo]' $(PIP_ARGS)
+	@touch $@
+
+$(VENV)/.test: $(CORE_SOURCES) | $(VENV)/.torch
+	$(BIN)/pip install -q -c constraints.txt -e '.[test]' $(PIP_ARGS)
+	@touch $@
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+
+types: $(VENV)/.test
+	$(BIN)/mypy
+
+imports: $(VENV)/.test
+	$(BIN)/lint-imports
+
+# The C++ core with warnings as errors, and its own tests without Python.
+core: $(VENV)/.test
+	$(BIN)/cmake -S . -B build/core -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DPYSEQ_TESTS=ON -DPython_EXECUTABLE=$(abspath $(RUN))
+	$(BIN)/cmake --build build/core
+	$(BIN)/ctest --test-dir build/core --output-on-failure
+
+sanitize: $(VENV)/.test
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DPYSEQ_TESTS=ON -DPYSEQ_SANITIZE=address,undefined -DPython_EXECUTABLE=$(abspath $(RUN))
+	$(BIN)/cmake --build build/sanitize
+	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
+
+cuda:
+	@if command -v nvcc >/dev/null; then $(MAKE) --no-print-directory cuda-compile; else echo "NOT RUN: no nvcc here, the CUDA sources were not compiled"; fi
+
+pytest: $(VENV)/.test
+	@$(RUN) -c 'import torch; print("" if torch.cuda.is_available() else "NOT RUN: no CUDA device here, the tests marked gpu are skipped")'
+	$(RUN) -m pytest -q -m "not slow" --durations=10
+
+test-slow: $(VENV)/.test
+	$(RUN) -m pytest -q -m slow --durations=10
+
+check-reference: $(VENV)/.test
+	$(RUN) -m benchmarks.check_reference "$(REFERENCE)"
+
+benchmark: $(VENV)/.test
+	$(RUN) -m benchmarks.data_path
+	$(RUN) -m benchmarks.training --reference "$(REFERENCE)"
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

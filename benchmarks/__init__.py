@@ -1,0 +1,1 @@
+"""Benchmarks of pyseq: ``python -m benchmarks.<name>`` prints a table, ``--json FILE`` also writes it."""

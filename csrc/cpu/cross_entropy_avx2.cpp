@@ -1,0 +1,1 @@
+#include "cpu/cross_entropy_rows.h"

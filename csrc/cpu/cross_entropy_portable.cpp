@@ -1,0 +1,2 @@
+#define PYSEQ_PORTABLE
+#include "cpu/cross_entropy_rows.h"

@@ -1,0 +1,17 @@
+// The instruction set that vector code runs with, chosen when the program runs.
+#pragma once
+
+namespace pyseq {
+
+enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2 };
+
+// The best that this processor has.
+Isa best_isa();
+
+// The one in use: the best, unless set_isa chose a lower one.
+Isa current_isa();
+
+// False, and no change, where this processor does not have it.
+bool set_isa(Isa isa);
+
+}  // namespace pyseq

@@ -1,0 +1,110 @@
+// 8 lanes of AVX2 with FMA and F16C. See cpu/vec.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "cpu/dtype.h"
+
+#define PYSEQ_ISA avx2
+
+namespace pyseq {
+namespace avx2 {
+
+struct Vec {
+  static constexpr int width = 8;
+  __m256 lanes;
+
+  Vec(__m256 l) : lanes(l) {}
+  explicit Vec(float all) : lanes(_mm256_set1_ps(all)) {}
+};
+
+static inline Vec operator+(Vec a, Vec b) { return _mm256_add_ps(a.lanes, b.lanes); }
+static inline Vec operator-(Vec a, Vec b) { return _mm256_sub_ps(a.lanes, b.lanes); }
+static inline Vec operator*(Vec a, Vec b) { return _mm256_mul_ps(a.lanes, b.lanes); }
+static inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a.lanes, b.lanes, c.lanes); }
+
+// Where either is nan, the result is b.
+static inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a.lanes, b.lanes); }
+
+static inline float reduce_max(Vec a) {
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(a.lanes), _mm256_extractf128_ps(a.lanes, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+static inline float reduce_add(Vec a) {
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a.lanes), _mm256_extractf128_ps(a.lanes, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+static inline bool any_equal(Vec a, Vec b) {
+  return _mm256_movemask_ps(_mm256_cmp_ps(a.lanes, b.lanes, _CMP_EQ_OQ)) != 0;
+}
+
+static constexpr float exp_lower_bound = -87.33654f;  // exp of it is the smallest normal number
+static inline Vec clamp_below(Vec a, float bound) { return max(Vec(bound), a); }
+static inline Vec round_to_even(Vec a) {
+  return _mm256_round_ps(a.lanes, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+static inline Vec scale_by_power(Vec p, Vec n, Vec t) {
+  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.lanes), _mm256_set1_epi32(127));
+  const __m256 scaled = _mm256_mul_ps(p.lanes, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
+  return _mm256_andnot_ps(_mm256_cmp_ps(t.lanes, _mm256_set1_ps(exp_lower_bound), _CMP_LT_OQ), scaled);
+}
+
+// Loads and stores of whole vectors, and of the first `count` lanes.
+static inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
+static inline void store(float* p, Vec a) { _mm256_storeu_ps(p, a.lanes); }
+static inline void stream(float* p, Vec a) { _mm256_stream_ps(p, a.lanes); }
+
+static inline Vec widen(bf16, __m128i halves) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+}
+static inline Vec widen(f16, __m128i halves) { return _mm256_cvtph_ps(halves); }
+
+static inline __m128i narrow(bf16, Vec a) {
+  const __m256i bits = _mm256_castps_si256(a.lanes);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a.lanes, a.lanes, _CMP_UNORD_Q));
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256i wide = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(wide, wide), 0x08);
+  return _mm256_castsi256_si128(packed);
+}
+static inline __m128i narrow(f16, Vec a) {
+  return _mm256_cvtps_ph(a.lanes, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+template <class T>
+static inline Vec load(const T* p) {
+  return widen(T{}, _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+template <class T>
+static inline Vec load(const T* p, int count, float fill) {
+  float values[Vec::width];
+  for (int i = 0; i < Vec::width; ++i) {
+    values[i] = i < count ? to_float(p[i]) : fill;
+  }
+  return _mm256_loadu_ps(values);
+}
+template <class T>
+static inline void store(T* p, Vec a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow(T{}, a));
+}
+template <class T>
+static inline void store(T* p, Vec a, int count) {
+  float values[Vec::width];
+  _mm256_storeu_ps(values, a.lanes);
+  for (int i = 0; i < count; ++i) {
+    from_float(values[i], p + i);
+  }
+}
+template <class T>
+static inline void stream(T* p, Vec a) {
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), narrow(T{}, a));
+}
+
+}  // namespace avx2
+}  // namespace pyseq

@@ -1,0 +1,102 @@
+// 16 lanes of AVX-512. See cpu/vec.h.
+#pragma once
+
+// GCC 12 takes the deliberately undefined operands inside these intrinsics for mistakes (GCC bug 105593).
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include <immintrin.h>
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
+
+#include <cstdint>
+
+#include "cpu/dtype.h"
+
+#define PYSEQ_ISA avx512
+
+namespace pyseq {
+namespace avx512 {
+
+struct Vec {
+  static constexpr int width = 16;
+  __m512 lanes;
+
+  Vec(__m512 l) : lanes(l) {}
+  explicit Vec(float all) : lanes(_mm512_set1_ps(all)) {}
+};
+
+static inline Vec operator+(Vec a, Vec b) { return _mm512_add_ps(a.lanes, b.lanes); }
+static inline Vec operator-(Vec a, Vec b) { return _mm512_sub_ps(a.lanes, b.lanes); }
+static inline Vec operator*(Vec a, Vec b) { return _mm512_mul_ps(a.lanes, b.lanes); }
+static inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a.lanes, b.lanes, c.lanes); }
+
+// Where either is nan, the result is b.
+static inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a.lanes, b.lanes); }
+
+static inline float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.lanes); }
+static inline float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.lanes); }
+static inline bool any_equal(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.lanes, b.lanes, _CMP_EQ_OQ) != 0; }
+
+static constexpr float exp_lower_bound = -120.0f;  // exp of it is 0 in fp32
+static inline Vec clamp_below(Vec a, float bound) { return max(Vec(bound), a); }
+static inline Vec round_to_even(Vec a) {
+  return _mm512_roundscale_ps(a.lanes, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+static inline Vec scale_by_power(Vec p, Vec n, Vec) { return _mm512_scalef_ps(p.lanes, n.lanes); }
+
+// Loads and stores of whole vectors, and of the first `count` lanes.
+static inline __mmask16 first(int count) { return static_cast<__mmask16>((1u << count) - 1u); }
+
+static inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
+static inline Vec load(const float* p, int count, float fill) {
+  return _mm512_mask_loadu_ps(_mm512_set1_ps(fill), first(count), p);
+}
+static inline void store(float* p, Vec a) { _mm512_storeu_ps(p, a.lanes); }
+static inline void store(float* p, Vec a, int count) { _mm512_mask_storeu_ps(p, first(count), a.lanes); }
+static inline void stream(float* p, Vec a) { _mm512_stream_ps(p, a.lanes); }
+
+static inline Vec widen(bf16, __m256i halves) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+static inline Vec widen(f16, __m256i halves) { return _mm512_cvtph_ps(halves); }
+
+static inline __m256i narrow(bf16, Vec a) {
+  const __m512i bits = _mm512_castps_si512(a.lanes);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(a.lanes, a.lanes, _CMP_UNORD_Q);
+  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
+}
+static inline __m256i narrow(f16, Vec a) {
+  return _mm512_cvtps_ph(a.lanes, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+template <class T>
+static inline Vec load(const T* p) {
+  return widen(T{}, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+template <class T>
+static inline Vec load(const T* p, int count, float fill) {
+  const Vec values = widen(T{}, _mm256_maskz_loadu_epi16(first(count), p));
+  return _mm512_mask_mov_ps(_mm512_set1_ps(fill), first(count), values.lanes);
+}
+template <class T>
+static inline void store(T* p, Vec a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(T{}, a));
+}
+template <class T>
+static inline void store(T* p, Vec a, int count) {
+  _mm256_mask_storeu_epi16(p, first(count), narrow(T{}, a));
+}
+template <class T>
+static inline void stream(T* p, Vec a) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow(T{}, a));
+}
+
+}  // namespace avx512
+}  // namespace pyseq

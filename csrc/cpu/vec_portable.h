@@ -1,0 +1,97 @@
+// 4 lanes in the compiler's own vector type, for any processor. See cpu/vec.h.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/dtype.h"
+
+#define PYSEQ_ISA portable
+
+namespace pyseq {
+namespace portable {
+
+typedef float Float4 __attribute__((vector_size(16)));
+typedef int32_t Int4 __attribute__((vector_size(16)));
+
+struct Vec {
+  static constexpr int width = 4;
+  Float4 lanes;
+
+  Vec(Float4 l) : lanes(l) {}
+  explicit Vec(float all) : lanes(Float4{all, all, all, all}) {}
+};
+
+static inline Vec operator+(Vec a, Vec b) { return a.lanes + b.lanes; }
+static inline Vec operator-(Vec a, Vec b) { return a.lanes - b.lanes; }
+static inline Vec operator*(Vec a, Vec b) { return a.lanes * b.lanes; }
+static inline Vec fma(Vec a, Vec b, Vec c) { return a.lanes * b.lanes + c.lanes; }
+
+// Where either is nan, the result is b.
+static inline Vec max(Vec a, Vec b) { return a.lanes > b.lanes ? a.lanes : b.lanes; }
+
+static inline float reduce_max(Vec a) {
+  const float low = a.lanes[0] > a.lanes[1] ? a.lanes[0] : a.lanes[1];
+  const float high = a.lanes[2] > a.lanes[3] ? a.lanes[2] : a.lanes[3];
+  return low > high ? low : high;
+}
+static inline float reduce_add(Vec a) { return (a.lanes[0] + a.lanes[1]) + (a.lanes[2] + a.lanes[3]); }
+static inline bool any_equal(Vec a, Vec b) {
+  const Int4 equal = a.lanes == b.lanes;
+  return (equal[0] | equal[1] | equal[2] | equal[3]) != 0;
+}
+
+static constexpr float exp_lower_bound = -87.33654f;  // exp of it is the smallest normal number
+static inline Vec clamp_below(Vec a, float bound) { return max(Vec(bound), a); }
+
+// Adding 1.5 * 2^23 leaves no bits for a fraction: the hardware rounds it away.
+static constexpr float integer_bits = 12582912.0f;
+static inline Vec round_to_even(Vec a) { return (a.lanes + integer_bits) - integer_bits; }
+static inline Vec scale_by_power(Vec p, Vec n, Vec t) {
+  const Float4 shifted = n.lanes + (integer_bits + 127.0f);
+  Int4 exponent;
+  std::memcpy(&exponent, &shifted, sizeof exponent);
+  exponent = exponent << 23;
+  Float4 power;
+  std::memcpy(&power, &exponent, sizeof power);
+  return t.lanes < exp_lower_bound ? Float4{} : p.lanes * power;
+}
+
+// Loads and stores of whole vectors, and of the first `count` lanes.
+static inline Vec load(const float* p) {
+  Float4 lanes;
+  std::memcpy(&lanes, p, sizeof lanes);
+  return lanes;
+}
+static inline void store(float* p, Vec a) { std::memcpy(p, &a.lanes, sizeof a.lanes); }
+
+template <class T>
+static inline Vec load(const T* p) {
+  return Float4{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])};
+}
+template <class T>
+static inline Vec load(const T* p, int count, float fill) {
+  Float4 lanes = {fill, fill, fill, fill};
+  for (int i = 0; i < count; ++i) {
+    lanes[i] = to_float(p[i]);
+  }
+  return lanes;
+}
+template <class T>
+static inline void store(T* p, Vec a, int count) {
+  for (int i = 0; i < count; ++i) {
+    from_float(a.lanes[i], p + i);
+  }
+}
+template <class T>
+static inline void store(T* p, Vec a) {
+  store(p, a, Vec::width);
+}
+template <class T>
+static inline void stream(T* p, Vec a) {
+  store(p, a);
+}
+
+}  // namespace portable
+}  // namespace pyseq

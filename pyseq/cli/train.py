@@ -1,0 +1,149 @@
+"""``pyseq-train``: train a model.
+
+    pyseq-train DATA --arch transformer_iwslt_de_en --optimizer adam --lr 5e-4 --lr-scheduler inverse_sqrt --max-tokens 4096
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from pyseq import metrics, utils
+from pyseq.cli.plugins import load_plugins, set_up_logging
+from pyseq.cli.run import EXIT_SIGNAL, run
+from pyseq.config.config import Config, config_from_args
+from pyseq.config.parser import get_training_parser, parse_args_and_arch
+from pyseq.data.data_utils import check_unlisted_valid_subsets
+from pyseq.errors import ConfigError
+from pyseq.tasks import setup_task
+from pyseq.training import distributed
+from pyseq.training.checkpoint import restore
+from pyseq.training.dry_run import dry_run
+from pyseq.training.epochs import Epochs
+from pyseq.training.loop import train
+from pyseq.training.monitor import Monitor
+from pyseq.training.saving import Saver
+from pyseq.training.trainer import Trainer
+
+logger = logging.getLogger("pyseq.train")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run ``pyseq-train`` with ``argv`` (default: the process's own arguments).
+
+    Raises:
+        UserError: something in the options, the data or a checkpoint is wrong.
+        SystemExit: after saving, if the process was asked to stop by a signal (code 128 + its number).
+    """
+    load_plugins()
+    args = parse_args_and_arch(get_training_parser(), argv)
+    cfg = config_from_args(args)
+    if args.print_config:
+        print(cfg.to_yaml(args), end="")
+        return
+    set_up_logging()
+    check(cfg)
+    metrics.reset()
+    utils.set_all_seeds(cfg.common.seed)
+    try:
+        trainer = build(cfg)
+        if args.dry_run:
+            dry_run(trainer, Epochs(cfg, trainer.task, trainer.model))
+            return
+        stopped_by = run_training(trainer)
+    finally:
+        distributed.shutdown()
+    if stopped_by is not None:
+        sys.exit(EXIT_SIGNAL + stopped_by)
+
+
+def check(cfg: Config) -> None:
+    """Raise ConfigError for options that cannot work, all of them at once, before anything is loaded."""
+    problems = []
+    if cfg.model is None:
+        problems.append("--arch is required")
+    if cfg.optimizer is None:
+        problems.append("--optimizer is required")
+    if cfg.dataset.max_tokens is None and cfg.dataset.batch_size is None:
+        problems.append("give the size of a batch: --max-tokens or --batch-size")
+    if min(cfg.optimization.update_freq, default=0) < 1:
+        problems.append("--update-freq must be at least 1")
+    if not cfg.optimization.lr:
+        problems.append("--lr is empty")
+    if problems:
+        raise ConfigError("; ".join(problems))
+    if not cfg.checkpoint.no_save:
+        verify_folder(cfg.checkpoint.save_dir)
+
+
+def verify_folder(folder: str) -> None:
+    """Make the save folder and see that it can be written, now rather than after an epoch."""
+    probe = os.path.join(folder, f".write_test_{os.getpid()}")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with open(probe, "w"):
+            pass
+        os.remove(probe)
+    except OSError as error:
+        raise ConfigError(f"--save-dir {folder} cannot be written: {error.strerror}") from None
+
+
+def build(cfg: Config) -> Trainer:
+    """Task, model, criterion and trainer, and a word on what was decided and why."""
+    task = setup_task(cfg.task)
+    model = task.build_model(cfg.model)
+    criterion = task.build_criterion(cfg.criterion)
+    if not cfg.dataset.disable_validation:
+        if not (cfg.dataset.combine_valid_subsets or cfg.dataset.ignore_unused_valid_subsets):
+            check_unlisted_valid_subsets(getattr(cfg.task, "data", None) or "", cfg.dataset.valid_subset)
+        for subset in cfg.dataset.valid_subset.split(","):
+            task.load_dataset(subset, combine=bool(cfg.dataset.combine_valid_subsets), epoch=1)
+    trainer = Trainer(cfg, task, model, criterion)
+    if distributed.is_master():
+        tell(cfg, trainer)
+    return trainer
+
+
+def tell(cfg: Config, trainer: Trainer) -> None:
+    """The start of the log: what runs, on what, and why."""
+    model = trainer.model
+    total = utils.count_parameters(model.parameters())
+    trained = utils.count_parameters(p for p in model.parameters() if p.requires_grad)
+    logger.info("task: %s", type(trainer.task).__name__)
+    logger.info("model: %s (%s)", type(model).__name__, getattr(cfg.model, "_name", None))
+    logger.info("criterion: %s", type(trainer.criterion).__name__)
+    logger.info("num. shared model params: %s (num. trained: %s)", f"{total:,}", f"{trained:,}")
+    if trainer.use_cuda:
+        device = f"{trainer.device} ({torch.cuda.get_device_name(trainer.device)})"
+    else:
+        why = "--cpu" if cfg.common.cpu else "no CUDA device was found"
+        device = f"cpu, {torch.get_num_threads()} threads ({why})"
+    logger.info("device: %s; %d process(es)", device, distributed.world_size())
+    logger.info("dtype: %s (%s)", str(trainer.precision.dtype).removeprefix("torch."), trainer.precision.reason)
+    frequency = cfg.optimization.update_freq[0] * distributed.world_size()
+    logger.info("an update: up to %s padded tokens and %s sentences in each of %d batches",
+                cfg.dataset.max_tokens or "any number of", cfg.dataset.batch_size or "any number of", frequency)  # fmt: skip
+
+
+def run_training(trainer: Trainer) -> int | None:
+    """Resume or begin, train, and return the signal that stopped the run (None if a limit did)."""
+    cfg = trainer.cfg
+    epochs, saver = Epochs(cfg, trainer.task, trainer.model), Saver(cfg.checkpoint)
+    metrics.log_start_time("wall", priority=790, round=0)
+    restore(trainer, epochs, saver)
+    with Monitor(trainer, epochs, saver) as monitor:
+        train(trainer, epochs, monitor)
+    logger.info("done training in %.1f seconds", trainer.training_time())
+    return monitor.signal
+
+
+def cli_main() -> None:
+    run(main)
+
+
+if __name__ == "__main__":
+    cli_main()

@@ -1,0 +1,303 @@
+"""Beam search over a batch of sentences, and the same loop for every other search."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pyseq.data.dictionary import Dictionary
+from pyseq.errors import ConfigError, UserError
+from pyseq.generation.beams import Beams, Ended, Hypothesis
+from pyseq.generation.decoding import Decoding
+from pyseq.generation.ensemble import EnsembleModel
+from pyseq.generation.ngram_blocking import block_repeated_ngrams
+from pyseq.generation.search import BeamSearch, Search
+
+
+@dataclass
+class Batch:
+    """What generation reads of a sample: B sentences of at most S source tokens."""
+
+    net_input: dict[str, Tensor]
+    src_lengths: Tensor  # B
+    ids: Tensor  # B
+    prefix_tokens: Tensor | None  # B x P
+    src_len: int
+    max_len: int
+
+    @property
+    def bsz(self) -> int:
+        return self.src_lengths.numel()
+
+
+class Candidates(NamedTuple):
+    """The best extensions of each sentence's hypotheses, best first, [B, N] each."""
+
+    scores: Tensor  # cumulative
+    tokens: Tensor
+    rows: Tensor  # of the hypothesis that is extended
+
+    def pick(self, index: Tensor) -> Candidates:
+        """The candidates at these positions [B, K]."""
+        return Candidates(*(field.gather(1, index) for field in self))
+
+    def of(self, sentences: Tensor) -> Candidates:
+        """The candidates of these sentences (positions in the current batch)."""
+        return Candidates(*(field[sentences] for field in self))
+
+
+class SequenceGenerator(nn.Module):
+    """Generates with one model or an ensemble.
+
+    A sentence is finished when ``beam_size`` hypotheses have ended; hypotheses that end count only while they are among
+    the ``beam_size`` best candidates of their step. Finished sentences leave the batch.
+
+    Args:
+        models: an ensemble, or the models to make one of.
+        tgt_dict: target dictionary.
+        beam_size: hypotheses for each sentence; at most V - 1.
+        max_len_a, max_len_b: hypotheses have at most ``a * source length + b`` tokens before the end of sentence, where the
+            source length is that of the longest sentence in the batch.
+        max_len: positions that the output may take, end of sentence included; 0: as many as the decoder can have.
+        min_len: fewest tokens before the end of sentence (not applied while prefix tokens are forced).
+        normalize_scores: compare hypotheses by score per token.
+        len_penalty: exponent of the length in that: below 1 favours short, above 1 long hypotheses.
+        unk_penalty: taken off the log-probability of <unk>.
+        temperature: divisor of the logits.
+        match_source_len: allow the longest source's length at most, and no hypothesis longer than its own source.
+        no_repeat_ngram_size: no n-gram of this size twice in a hypothesis; 0: no limit.
+        search_strategy: how candidates are chosen; default: beam search.
+        eos: token that ends a hypothesis; default: the dictionary's.
+        symbols_to_strip_from_output: ids that text output leaves out; eos is always among them.
+        lm_model: language model whose weighted log-probabilities are added at every step.
+        lm_weight: its weight.
+        tokens_to_suppress: symbols that are never generated.
+        need_attention: return the attention of each hypothesis to the source.
+
+    Raises:
+        ConfigError: a value that cannot be.
+    """
+
+    def __init__(
+        self,
+        models: EnsembleModel | Sequence[nn.Module],
+        tgt_dict: Dictionary,
+        beam_size: int = 1,
+        max_len_a: float = 0,
+        max_len_b: int = 200,
+        max_len: int = 0,
+        min_len: int = 1,
+        normalize_scores: bool = True,
+        len_penalty: float = 1.0,
+        unk_penalty: float = 0.0,
+        temperature: float = 1.0,
+        match_source_len: bool = False,
+        no_repeat_ngram_size: int = 0,
+        search_strategy: Search | None = None,
+        eos: int | None = None,
+        symbols_to_strip_from_output: set[int] | None = None,
+        lm_model: nn.Module | None = None,
+        lm_weight: float = 1.0,
+        tokens_to_suppress: Sequence[str] = (),
+        need_attention: bool = False,
+    ) -> None:
+        super().__init__()
+        if beam_size < 1:
+            raise ConfigError(f"--beam is {beam_size}; it must be at least 1")
+        if temperature <= 0:
+            raise ConfigError(f"--temperature is {temperature}; it must be greater than 0")
+        self.model = models if isinstance(models, EnsembleModel) else EnsembleModel(models)
+        self.lm_model = None if lm_model is None else EnsembleModel([lm_model])
+        self.lm_weight = lm_weight
+        self.tgt_dict = tgt_dict
+        self.pad, self.unk = tgt_dict.pad(), tgt_dict.unk()
+        self.eos = tgt_dict.eos() if eos is None else eos
+        self.symbols_to_strip_from_output = (symbols_to_strip_from_output or set()) | {self.eos}
+        self.vocab_size = len(tgt_dict)
+        self.beam_size = min(beam_size, self.vocab_size - 1)
+        self.max_len_a, self.max_len_b, self.min_len = max_len_a, max_len_b, min_len
+        self.max_len = max_len or self.model.max_decoder_positions()
+        self.normalize_scores, self.len_penalty = normalize_scores, len_penalty
+        self.unk_penalty, self.temperature = unk_penalty, temperature
+        self.match_source_len = match_source_len
+        self.no_repeat_ngram_size = no_repeat_ngram_size
+        self.search = search_strategy or BeamSearch(tgt_dict)
+        self.suppressed = [self._known(symbol) for symbol in tokens_to_suppress]
+        self.need_attention = need_attention
+        self.eval()
+
+    def _known(self, symbol: str) -> int:
+        index = self.tgt_dict.index(symbol)
+        if index == self.unk:
+            raise ConfigError(f"tokens to suppress: '{symbol}' is not in the dictionary")
+        return index
+
+    def forward(
+        self, sample: dict[str, Any], prefix_tokens: Tensor | None = None, bos_token: int | None = None
+    ) -> list[list[Hypothesis]]:
+        """As :meth:`generate`."""
+        return self.generate(None, sample, prefix_tokens=prefix_tokens, bos_token=bos_token)
+
+    @torch.no_grad()
+    def generate(self, models: Any, sample: dict[str, Any], **kwargs: Any) -> list[list[Hypothesis]]:
+        """Generate for a batch.
+
+        Args:
+            models: ignored; the generator's own models are used.
+            sample: a batch with ``net_input.src_tokens`` [B, S] and perhaps ``net_input.src_lengths`` [B] and ``id`` [B].
+            prefix_tokens: [B, P] tokens that the output begins with, padded on the right where they differ in length.
+            constraints: for a search that supports them.
+            bos_token: the start symbol; default: end of sentence.
+
+        Returns:
+            For each sentence its hypotheses, best score first: dicts of ``tokens`` [T] with the end of sentence, ``score``
+            [], ``positional_scores`` [T] (natural logarithms), ``attention`` [S, T] and ``alignment`` (both empty unless
+            asked for).
+
+        Raises:
+            ConfigError: ``min_len`` exceeds what the length limits allow, or the search does not support constraints.
+            UserError: the model gives no token of a sentence a finite probability.
+        """
+        return self._generate(sample, **kwargs)
+
+    def _generate(
+        self,
+        sample: dict[str, Any],
+        prefix_tokens: Tensor | None = None,
+        constraints: Tensor | None = None,
+        bos_token: int | None = None,
+    ) -> list[list[Hypothesis]]:
+        batch = self._read(sample, prefix_tokens)
+        self._begin_search(constraints)
+        device, src_len = batch.src_lengths.device, batch.src_len if self.need_attention else None
+        beams = Beams.start(batch.bsz, self.eos if bos_token is None else bos_token, src_len, device)
+        ended = Ended(batch.bsz, self.beam_size, batch.max_len, self.eos, self.pad, src_len, device)
+        with Decoding(self.model, batch.net_input, self.lm_model) as decoding:
+            for step in range(batch.max_len + 1):
+                lprobs, attn = decoding.step(beams.tokens, self.temperature, self.lm_weight, self.need_attention)
+                beams.add_attention(attn)
+                self._restrict(lprobs, step, beams, batch)
+                candidates = self._candidates(step, lprobs, beams, batch)
+                ends = candidates.tokens.eq(self.eos) & candidates.scores.ne(-math.inf)
+                self._end(step, candidates, ends, beams, ended, batch)
+                if step == batch.max_len:
+                    break
+                continuing, sentences = self._continue(step, candidates, ends, beams, ended)
+                if sentences.numel() == 0:
+                    break
+                decoding.reorder(continuing.rows.flatten(), self.beam_size, sentences.numel() < beams.bsz)
+                beams = beams.extend(*continuing, beams.sentence[sentences])
+        return self._complete(ended, batch)
+
+    def _read(self, sample: dict[str, Any], prefix_tokens: Tensor | None) -> Batch:
+        net_input = sample["net_input"]
+        src_tokens = net_input["src_tokens"]
+        src_lengths = net_input.get("src_lengths")
+        if src_lengths is None:
+            src_lengths = (src_tokens.ne(self.eos) & src_tokens.ne(self.pad)).long().sum(dim=1)
+        bsz, src_len = src_tokens.shape[:2]
+        ids = sample.get("id")
+        ids = ids.to(src_tokens.device) if isinstance(ids, Tensor) else torch.arange(bsz, device=src_tokens.device)
+        if self.match_source_len:
+            max_len = int(src_lengths.max())
+        else:
+            max_len = min(int(self.max_len_a * src_len + self.max_len_b), self.max_len - 1)
+        if self.min_len > max_len:
+            raise ConfigError(
+                f"--min-len {self.min_len} is more than the {max_len} tokens that --max-len-a {self.max_len_a}, "
+                f"--max-len-b {self.max_len_b} and the decoder's {self.max_len} positions allow"
+            )
+        return Batch(net_input, src_lengths, ids, prefix_tokens, src_len, max_len)
+
+    def _begin_search(self, constraints: Tensor | None) -> None:
+        if constraints is not None and not self.search.supports_constraints:
+            raise ConfigError(f"{type(self.search).__name__} does not support constraints")
+        self.search.init_constraints(constraints, self.beam_size)
+
+    def _restrict(self, lprobs: Tensor, step: int, beams: Beams, batch: Batch) -> None:
+        """Take out what may not come next, in place: ``lprobs`` is R x V."""
+        lprobs.nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+        lprobs[:, self.pad] = -math.inf
+        if self.unk_penalty:
+            lprobs[:, self.unk] -= self.unk_penalty
+        if step == batch.max_len:
+            lprobs[:, : self.eos] = -math.inf
+            lprobs[:, self.eos + 1 :] = -math.inf
+        prefix = batch.prefix_tokens
+        if prefix is not None and step < min(prefix.size(1), batch.max_len):
+            self._force(lprobs, prefix[beams.sentence, step], beams)
+            return
+        if step < self.min_len:
+            lprobs[:, self.eos] = -math.inf
+        if self.suppressed:
+            lprobs[:, self.suppressed] = -math.inf
+        if self.no_repeat_ngram_size > 0:
+            block_repeated_ngrams(beams.tokens, lprobs, self.no_repeat_ngram_size, self.pad, self.eos)
+
+    def _force(self, lprobs: Tensor, prefix: Tensor, beams: Beams) -> None:
+        """Leave only the prefix's token (``prefix``: B) to the sentences that have one; padding stands for none."""
+        # A prefix that ends the sentence ends all its hypotheses, which must then be the same.
+        beams.repeat_first(prefix.eq(self.eos), lprobs)
+        token = prefix.repeat_interleave(beams.width).unsqueeze(1)
+        lprob = lprobs.gather(1, token)
+        lprobs.masked_fill_(token.ne(self.pad), -math.inf).scatter_(1, token, lprob)
+
+    def _candidates(self, step: int, lprobs: Tensor, beams: Beams, batch: Batch) -> Candidates:
+        if self.search.needs_src_lengths:
+            self.search.set_src_lengths(batch.src_lengths[beams.sentence])
+        scores, tokens, hypothesis = self.search.step(
+            step,
+            beams.per_sentence(lprobs, self.beam_size),
+            beams.per_sentence(beams.scores, self.beam_size),
+            beams.per_sentence(beams.tokens, self.beam_size).flatten(0, 1),
+            batch.ids[beams.sentence],
+        )
+        return Candidates(scores, tokens, beams.first_row() + hypothesis.clamp(max=beams.width - 1))
+
+    def _end(
+        self, step: int, candidates: Candidates, ends: Tensor, beams: Beams, ended: Ended, batch: Batch
+    ) -> None:
+        """Record the hypotheses that end among the best ``beam_size`` candidates."""
+        top = slice(0, self.beam_size)
+        score = candidates.scores[:, top]
+        if self.normalize_scores:
+            score = score / (step + 1) ** self.len_penalty
+        if self.match_source_len:
+            too_long = batch.src_lengths[beams.sentence].lt(step).unsqueeze(1)
+            score = score.masked_fill(too_long, -math.inf)
+        ended.add(beams, ends[:, top], candidates.rows[:, top], candidates.scores[:, top], score)
+
+    def _continue(
+        self, step: int, candidates: Candidates, ends: Tensor, beams: Beams, ended: Ended
+    ) -> tuple[Candidates, Tensor]:
+        """The best ``beam_size`` candidates that do not end, of the sentences that go on, and which those are."""
+        rank = torch.arange(ends.size(1), device=ends.device)
+        chosen = (ends * ends.size(1) + rank).topk(self.beam_size, largest=False).indices
+        picked = candidates.pick(chosen)
+        # Where a tiny vocabulary leaves too few, rows without a hypothesis fill the beam.
+        picked = picked._replace(scores=picked.scores.masked_fill(ends.gather(1, chosen), -math.inf))
+        goes_on = ~(ended.full(beams.sentence) | picked.scores.eq(-math.inf).all(dim=1))
+        if step == 0 and goes_on.any():
+            # Decoders that keep one copy of the source for each sentence are told of the beam after this step only.
+            goes_on = torch.ones_like(goes_on)
+        sentences = goes_on.nonzero().flatten()
+        if sentences.numel() < beams.bsz:
+            self.search.prune_sentences(sentences)
+            picked, chosen = picked.of(sentences), chosen[sentences]
+        self.search.update_constraints(chosen)
+        return picked, sentences
+
+    def _complete(self, ended: Ended, batch: Batch) -> list[list[Hypothesis]]:
+        hypotheses = ended.hypotheses()
+        missing = [sample_id for sample_id, found in zip(batch.ids.tolist(), hypotheses) if not found]
+        if missing:
+            raise UserError(
+                f"no hypothesis for the sentences with the ids {missing[:10]}: the model gives no token a finite "
+                "probability. Are the checkpoint's weights finite?"
+            )
+        return hypotheses

@@ -1,0 +1,532 @@
+"""Every back end of cross_entropy against a float64 oracle, over one table of cases."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import pyseq.ops as ops
+from pyseq.errors import UserError
+from pyseq.ops import dispatch
+from pyseq.ops.cross_entropy import Smoothing, reference
+
+# The interpreter computes with numpy, which warns where nan is the right answer.
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning:triton")
+
+IGNORE = -100
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+BACKENDS = ["cpp-avx512", "cpp-avx2", "cpp-portable", "triton"]
+
+
+@contextlib.contextmanager
+def running_on(name: str) -> Iterator[torch.device]:
+    """Run operations on a back end (and, for cpp, an instruction set); yields the device that it wants."""
+    backend, _, isa = name.partition("-")
+    if not dispatch.status(backend).available:
+        pytest.skip(dispatch.status(backend).detail)
+    with ops.backend(backend):
+        if not isa:
+            yield torch.device("cuda" if backend == "triton" and not dispatch.interpreting() else "cpu")
+            return
+        core = dispatch.required_core()
+        if isa not in core.isas():
+            pytest.skip(f"this processor does not run {isa}")
+        before = core.isa()
+        core.use_isa(isa)
+        try:
+            yield torch.device("cpu")
+        finally:
+            core.use_isa(before)
+
+
+@dataclass
+class Result:
+    loss: Tensor
+    nll: Tensor
+    correct: Tensor
+    grad: Tensor
+
+
+def oracle(logits: Tensor, target: Tensor, smoothing: Smoothing, weight: Tensor) -> Result:
+    """The definition in float64: -sum_v q_v log p_v against the smoothed target distribution q, and grad p - q."""
+    x = logits.double()
+    classes = x.size(1)
+    active = target != IGNORE
+    y = target.where(active, 0)
+    onehot = F.one_hot(y, classes).double()
+    if classes == 1:
+        q = onehot
+    elif smoothing.form == "fairseq":
+        q = onehot * (1 - smoothing.amount) + (1 - onehot) * smoothing.amount / (classes - 1)
+    else:
+        q = onehot * (1 - smoothing.amount) + smoothing.amount / classes
+    shifted = x - x.max(dim=1, keepdim=True).values
+    log_p = shifted - shifted.exp().sum(dim=1, keepdim=True).log()
+    terms = torch.where(q == 0, 0.0, q * log_p)
+    first_max = torch.tensor([row.tolist().index(row.max()) if not row.isnan().any() else -1 for row in x])
+    return Result(
+        loss=torch.where(active, -terms.sum(dim=1), 0.0),
+        nll=torch.where(active, -log_p.gather(1, y.unsqueeze(1)).squeeze(1), 0.0),
+        correct=active & (first_max == target),
+        grad=torch.where(active.unsqueeze(1), (log_p.exp() - q) * weight.double().unsqueeze(1), 0.0),
+    )
+
+
+def run(backend: str, logits: Tensor, target: Tensor, smoothing: Smoothing, weight: Tensor) -> Result:
+    """A back end's losses, and its gradient of ``(weight * loss).sum()``."""
+    with running_on(backend) as device:
+        leaf = logits.detach().to(device).requires_grad_()
+        rows = ops.cross_entropy_rows(
+            leaf,
+            target.to(device),
+            label_smoothing=smoothing.amount,
+            smoothing_form=smoothing.form,  # type: ignore[arg-type]
+            ignore_index=IGNORE,
+        )
+        (rows.loss * weight.to(device)).sum().backward()
+    assert leaf.grad is not None and leaf.grad.dtype == logits.dtype and rows.loss.dtype == torch.float32
+    return Result(rows.loss.detach().cpu(), rows.nll_loss.cpu(), rows.correct.cpu(), leaf.grad.cpu())
+
+
+def error(result: Tensor, exact: Tensor) -> float:
+    same = (result == exact) | (result.isnan() & exact.isnan())  # equal infinities differ by nan
+    return float(torch.where(same, 0.0, (result.double() - exact).abs()).max()) if exact.numel() else 0.0
+
+
+def bound(backend: str, part: str, dtype: torch.dtype, exact: Tensor, torch_error: float) -> float:
+    """At most 1.5 times the error of the torch reference, or the rounding to ``dtype`` that no result escapes."""
+    finite = exact[exact.isfinite()]
+    ulp = float(finite.abs().max()) * torch.finfo(dtype).eps if finite.numel() else 0.0
+    if backend == "triton" and dtype == torch.bfloat16 and dispatch.interpreting():
+        return ulp  # the interpreter truncates where a GPU rounds
+    if backend == "cpp-portable" and part == "grad":
+        return max(2.0 * torch_error, ulp / 2)  # without a fused multiply-add the exponential rounds more often
+    return max(1.5 * torch_error, ulp / 2)
+
+
+def check(backend: str, smoothing: Smoothing, inputs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Hold a back end's largest error over all inputs, which have one dtype, against that of the torch reference."""
+    exact, plain, result = [], [], []
+    for logits, target in inputs:
+        weight = torch.linspace(0.5, 2.0, len(target)) if len(target) > 1 else torch.ones(len(target))
+        exact.append(oracle(logits, target, smoothing, weight))
+        plain.append(run("torch", logits, target, smoothing, weight))
+        result.append(run(backend, logits, target, smoothing, weight))
+    assert all(torch.equal(a.correct, b.correct) for a, b in zip(result, exact))
+    for part in ("loss", "nll", "grad"):
+        want, torch_got, got = (torch.cat([getattr(r, part).flatten() for r in rs]) for rs in (exact, plain, result))
+        torch_error = error(torch_got, want)
+        dtype = logits.dtype if part == "grad" else torch.float32
+        allowed = bound(backend, part, dtype, want, torch_error)
+        assert error(got, want) <= allowed, f"{part}: {error(got, want)}, torch {torch_error}, allowed {allowed}"
+
+
+def some(rows: int, classes: int, dtype: torch.dtype = torch.float32, scale: float = 2.0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(rows * 1_000_003 + classes)
+    logits = torch.randn(rows, classes, generator=generator).mul_(scale).to(dtype)
+    return logits, torch.randint(classes, (rows,), generator=generator)
+
+
+# One less than, equal to and one more than the lanes of each vector and four of them (4, 8, 16, 64), and the blocks of
+# the kernels (1024, 2048); and the classes of a real vocabulary.
+SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 1000, 1025, 2047, 2048, 2049, 9736]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("smoothing", [Smoothing(0.0, "fairseq"), Smoothing(0.1, "fairseq"), Smoothing(0.2, "torch")])
+def test_error_is_near_that_of_the_reference(backend: str, dtype: torch.dtype, smoothing: Smoothing) -> None:
+    def inputs() -> Iterator[tuple[Tensor, Tensor]]:
+        for classes in SIZES:
+            logits, target = some(5 if backend == "triton" else 12, classes, dtype)  # interpreted rows take long
+            target[1] = IGNORE
+            yield logits, target
+
+    check(backend, smoothing, inputs())
+
+
+def unaligned(logits: Tensor) -> Tensor:
+    """Rows that begin at odd addresses and do not touch."""
+    rows, classes = logits.shape
+    memory = torch.full((1 + rows * (classes + 3),), float("nan"), dtype=logits.dtype)
+    view = memory[1:].view(rows, classes + 3)[:, :classes]
+    return view.copy_(logits)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "unaligned": unaligned,
+    "transposed": lambda x: x.t().contiguous().t(),
+    "every other class": lambda x: x.repeat_interleave(2, dim=1)[:, ::2],
+    "every other row": lambda x: x.repeat_interleave(2, dim=0)[::2],
+    "one row repeated": lambda x: x[:1].expand_as(x),
+    "reversed rows": lambda x: x.flip(0),
+    "no rows": lambda x: x[:0],
+    "one row": lambda x: x[:1],
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(backend: str, layout: str) -> None:
+    for dtype in DTYPES:
+        logits, target = some(30, 101, dtype)
+        logits = LAYOUTS[layout](logits)
+        check(backend, Smoothing(0.1, "fairseq"), [(logits, target[: len(logits)])])
+
+
+VALUES: dict[str, Callable[[Tensor], Tensor]] = {
+    "large offset": lambda x: x + 1000.0,  # a loss from V * logsumexp - sum(x) would cancel
+    "huge": lambda x: x * 1e4,
+    "tiny": lambda x: x * 1e-30,
+    "all equal": lambda x: torch.zeros_like(x),
+    "one certain class": lambda x: x.index_fill(1, torch.tensor([3]), 40.0),
+    "some -inf": lambda x: x.masked_fill(torch.arange(x.size(1)) % 3 == 0, float("-inf")),
+    "-inf for whole blocks": lambda x: x.masked_fill(torch.arange(x.size(1)) < x.size(1) - 5, float("-inf")),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("values", VALUES)
+@pytest.mark.parametrize("amount", [0.0, 0.1])
+def test_values(backend: str, values: str, amount: float) -> None:
+    inputs = [some(20, 70), some(6, 4100)]
+    check(backend, Smoothing(amount, "fairseq"), [(VALUES[values](logits), target) for logits, target in inputs])
+
+
+@pytest.mark.parametrize("backend", ["torch", *BACKENDS])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_that_are_not_finite_stay_to_themselves(backend: str, dtype: torch.dtype) -> None:
+    logits, target = some(6, 300, dtype)
+    exact = run("torch", logits, target, Smoothing(0.1, "fairseq"), torch.ones(6))
+    logits[1, 7], logits[2, 200], logits[3] = float("nan"), float("inf"), float("-inf")
+    result = run(backend, logits, target, Smoothing(0.1, "fairseq"), torch.ones(6))
+    for row in (1, 2, 3):
+        assert result.loss[row].isnan() and result.nll[row].isnan() and result.grad[row].isnan().all()
+    for row in (0, 4, 5):
+        torch.testing.assert_close(result.loss[row], exact.loss[row], rtol=1e-6, atol=0)
+        assert result.grad[row].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", ["torch", *BACKENDS])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_ignored_rows_are_exactly_zero_whatever_their_logits(backend: str, dtype: torch.dtype, bad: float) -> None:
+    logits, target = some(4, 77, dtype)
+    logits[[0, 2]] = bad
+    target[[0, 2]] = IGNORE
+    weight = torch.tensor([float("inf"), 1.0, float("nan"), 1.0])  # nor does the incoming gradient matter
+    result = run(backend, logits, target, Smoothing(0.1, "fairseq"), weight)
+    for row in (0, 2):
+        assert result.loss[row] == 0 and result.nll[row] == 0 and not result.correct[row]
+        assert (result.grad[row] == 0).all()
+    assert (result.grad[[1, 3]] != 0).any(dim=1).all()
+
+
+@pytest.mark.parametrize("backend", ["torch", *BACKENDS])
+def test_correct_is_argmax_with_ties_and_nans(backend: str) -> None:
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randint(0, 3, (400, 37), generator=generator).float()  # every row has ties
+    logits[::4] = logits[::4].masked_fill(torch.rand(100, 37, generator=generator) < 0.05, float("nan"))
+    logits[1::8, 9], logits[2::8] = float("inf"), float("-inf")
+    target = logits.argmax(dim=1)
+    target[::3] = torch.randint(37, (134,), generator=generator)
+    result = run(backend, logits, target, Smoothing(0.0, "fairseq"), torch.ones(400))
+    assert torch.equal(result.correct, logits.argmax(dim=1) == target)
+    assert 0 < result.correct.sum() < 400
+
+
+@pytest.mark.parametrize("backend", ["torch", *BACKENDS])
+def test_offsets_are_64_bit(backend: str) -> None:
+    # Only the pages of three short rows are ever touched.
+    stride, classes = 2**30 + 8, 40
+    memory = torch.empty(2 * stride + classes, dtype=torch.bfloat16)
+    logits, target = some(3, classes, torch.bfloat16)
+    far = memory.as_strided((3, classes), (stride, 1)).copy_(logits)
+    with running_on(backend) as device:
+        if device.type != "cpu":
+            pytest.skip("4 GiB would be copied")
+        got = ops.cross_entropy(far, target, reduction="none")
+        want = ops.cross_entropy(logits, target, reduction="none")
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_many_classes(backend: str) -> None:
+    check(backend, Smoothing(0.1, "fairseq"), [some(3, 70_001)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+def test_bitwise_repeatable_and_independent_of_threads(dtype: torch.dtype, isa: str) -> None:
+    logits, target = some(700, 501, dtype)
+    target[::7] = IGNORE
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3, 2, 1):
+            torch.set_num_threads(threads)
+            results.append(run(f"cpp-{isa}", logits, target, Smoothing(0.1, "fairseq"), torch.ones(700)))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for part in ("loss", "nll", "correct", "grad"):
+            assert torch.equal(getattr(results[0], part), getattr(other, part))
+
+
+@pytest.mark.parametrize("backend", ["cpp-avx512", "cpp-avx2"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_gradients_bypass_the_cache_with_the_same_bits(backend: str, dtype: torch.dtype) -> None:
+    # Above 16 MiB gradients are written with streaming stores, whose alignment differs from row to row.
+    rows, classes = (18 << 20) // (1501 * torch.finfo(dtype).bits // 8), 1501
+    logits, target = some(rows, classes, dtype)
+    whole = run(backend, logits, target, Smoothing(0.1, "fairseq"), torch.ones(rows))
+    for part in (slice(0, 40), slice(rows - 40, rows)):
+        small = run(backend, logits[part], target[part], Smoothing(0.1, "fairseq"), torch.ones(40))
+        assert torch.equal(whole.grad[part], small.grad)
+
+
+@pytest.mark.parametrize("backend", ["torch", *BACKENDS])
+@pytest.mark.parametrize("shape", [(), (6,), (2, 3), (2, 1, 3)])
+def test_shapes_and_reductions_against_torch(backend: str, shape: tuple[int, ...]) -> None:
+    classes = 23
+    logits, _ = some(6, classes)
+    logits = logits[0] if shape == () else logits.view(*shape, classes)
+    target = torch.arange(6)[: max(1, torch.Size(shape).numel())].view(shape)
+    if shape:
+        target.view(-1)[4] = 1
+    for reduction in ("none", "sum", "mean"):
+        options = {"reduction": reduction, "ignore_index": 1, "label_smoothing": 0.1}
+        with running_on(backend) as device:
+            got = ops.cross_entropy(logits.to(device), target.to(device), **options)  # type: ignore[arg-type]
+        want = F.cross_entropy(logits.reshape(-1, classes).double(), target.view(-1), **options)  # type: ignore[arg-type]
+        assert got.shape == (shape if reduction == "none" else ())
+        torch.testing.assert_close(got.cpu().view(-1).double(), want.view(-1), rtol=1e-6, atol=1e-6)
+
+
+def test_mean_of_no_rows_is_nan_as_in_torch() -> None:
+    logits, target = some(3, 5)
+    assert ops.cross_entropy(logits, torch.full_like(target, 1), ignore_index=1).isnan()
+
+
+@pytest.mark.parametrize("backend", ["torch", *BACKENDS])
+def test_sums(backend: str) -> None:
+    logits, target = some(12, 31)
+    target[:4], target[5] = logits[:4].argmax(dim=1), IGNORE
+    exact = oracle(logits, target, Smoothing(0.1, "fairseq"), torch.ones(12))
+    with running_on(backend) as device:
+        sums = ops.cross_entropy_sums(logits.to(device).requires_grad_(), target.to(device), label_smoothing=0.1)
+    assert all(value.shape == () and value.device.type == device.type for value in sums)
+    assert sums.loss.dtype == sums.nll_loss.dtype == torch.float32 and sums.n_correct.dtype == torch.int64
+    assert sums.loss.requires_grad and not sums.nll_loss.requires_grad
+    torch.testing.assert_close(sums.loss.detach().cpu().double(), exact.loss.sum(), rtol=2e-7, atol=0)
+    torch.testing.assert_close(sums.nll_loss.cpu().double(), exact.nll.sum(), rtol=2e-7, atol=0)
+    assert sums.n_correct.cpu() == exact.correct.sum()
+
+
+def test_sums_of_many_rows_do_not_lose_bits() -> None:
+    logits, target = some(200_000, 4)
+    sums = ops.cross_entropy_sums(logits, target)
+    exact = F.cross_entropy(logits.double(), target, reduction="sum")
+    torch.testing.assert_close(sums.loss.double(), exact, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("form", ["fairseq", "torch"])
+def test_gradcheck_of_the_reference(form: str) -> None:
+    logits, target = some(5, 7)
+    target[2] = IGNORE
+    leaf = logits.double().requires_grad_()
+    for smoothing in (Smoothing(0.0, form), Smoothing(0.3, form)):
+        assert torch.autograd.gradcheck(lambda x, s=smoothing: reference(x, target, s, IGNORE)[0], (leaf,))
+
+
+def test_float64_runs_on_the_reference_and_twice() -> None:
+    logits, target = some(4, 6)
+    leaf = logits.double().requires_grad_()
+    loss = ops.cross_entropy(leaf, target)
+    assert loss.dtype == torch.float64
+    assert torch.autograd.gradgradcheck(lambda x: ops.cross_entropy(x, target), (leaf,))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_second_derivative_is_refused(backend: str) -> None:
+    logits, target = some(4, 6)
+    with running_on(backend) as device:
+        leaf = logits.to(device).requires_grad_()
+        (grad,) = torch.autograd.grad(ops.cross_entropy(leaf, target.to(device)), leaf, create_graph=True)
+        with pytest.raises(RuntimeError, match="differentiated once only"):
+            grad.sum().backward()
+
+
+def test_logits_changed_between_forward_and_backward_are_noticed() -> None:
+    logits, target = some(4, 6)
+    x = logits.requires_grad_() * 1
+    loss = ops.cross_entropy(x, target)
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_opcheck(dtype: torch.dtype) -> None:
+    with running_on("cpp"):
+        logits, target = some(5, 17, dtype)
+        target[1] = IGNORE
+        arguments = (logits.requires_grad_(), target, 0.1, "fairseq", IGNORE)
+        torch.library.opcheck(torch.ops.pyseq.cross_entropy.default, arguments)
+        stats = torch.ops.pyseq.cross_entropy(*arguments)[3]
+        arguments = (torch.ones(5), logits.detach(), target, stats.detach(), 0.1, "fairseq", IGNORE)
+        torch.library.opcheck(torch.ops.pyseq.cross_entropy_backward.default, arguments)
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpp"])
+def test_compiles_to_one_graph(backend: str) -> None:
+    def total(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return tuple(ops.cross_entropy_sums(logits * 2, target, label_smoothing=0.1))  # type: ignore[return-value]
+
+    with running_on(backend):
+        torch.compiler.reset()
+        compiled = torch.compile(total, fullgraph=True, backend="aot_eager")
+        for rows, classes in ((5, 17), (6, 19), (7, 23)):  # the third has sizes that the graph takes as symbols
+            logits, target = some(rows, classes)
+            target[1] = IGNORE
+            eager_leaf, leaf = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+            want, got = total(eager_leaf, target), compiled(leaf, target)
+            want[0].backward()
+            got[0].backward()
+            assert all(torch.equal(a, b) for a, b in zip(want, got))
+            assert torch.equal(eager_leaf.grad, leaf.grad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpp-avx512", "cpp-avx2", "cpp-portable"])
+@pytest.mark.parametrize("value", [-1, 9, 2**40, -(2**40)])
+def test_target_out_of_range_is_told_with_row_and_value(backend: str, value: int) -> None:
+    logits, target = some(5, 9)
+    target[3] = value
+    words = f"row 3 is {value}: .*\\[0, 9\\)"
+    with running_on(backend), pytest.raises(ops.TargetOutOfRangeError, match=words) as caught:
+        ops.cross_entropy(logits, target)
+    assert isinstance(caught.value, UserError) and isinstance(caught.value, IndexError)
+
+
+def test_target_out_of_range_gives_nan_where_looking_would_wait() -> None:
+    logits, target = some(5, 9)
+    target[3] = 9
+    result = run("triton", logits, target, Smoothing(0.1, "fairseq"), torch.ones(5))
+    assert torch.equal(result.loss.isnan(), torch.arange(5) == 3)
+    assert result.grad[3].isnan().all() and result.grad[[0, 1, 2, 4]].isfinite().all()
+
+
+def test_bad_arguments_are_told() -> None:
+    logits, target = some(4, 6)
+    wrong: list[tuple[type[Exception], str, tuple[Tensor, Tensor], dict[str, object]]] = [
+        (ValueError, "do not fit", (logits, target[:3]), {}),
+        (ValueError, "do not fit", (logits, target.view(4, 1)), {}),
+        (ValueError, "do not fit", (logits.sum(), target), {}),
+        (TypeError, "floating-point", (logits.long(), target), {}),
+        (TypeError, "integer", (logits, target.float()), {}),
+        (ValueError, "meta", (logits, target.to("meta")), {}),
+        (ValueError, "label_smoothing", (logits, target), {"label_smoothing": 1.5}),
+        (ValueError, "smoothing_form", (logits, target), {"smoothing_form": "other"}),
+        (ValueError, "reduction", (logits, target), {"reduction": "median"}),
+    ]
+    for kind, words, arguments, options in wrong:
+        with pytest.raises(kind, match=words):
+            ops.cross_entropy(*arguments, **options)  # type: ignore[arg-type]
+
+
+def test_targets_of_any_integer_dtype() -> None:
+    logits, target = some(4, 6)
+    want = ops.cross_entropy(logits, target)
+    for dtype in (torch.int32, torch.int16, torch.uint8):
+        assert torch.equal(ops.cross_entropy(logits, target.to(dtype)), want)
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rounding_of_every_16_bit_number(isa: str, dtype: torch.dtype) -> None:
+    """A gradient of p - 1 with p = 1/2 times any weight passes every number through the conversion to ``dtype``."""
+    logits, target = torch.zeros(1 << 16, 2, dtype=dtype), torch.zeros(1 << 16, dtype=torch.long)
+    weight = torch.arange(1 << 16, dtype=torch.int32).mul(65537).add(0x3FFF).view(torch.float32)
+    result = run(f"cpp-{isa}", logits, target, Smoothing(0.0, "fairseq"), weight)
+    torch.testing.assert_close(result.grad[:, 1], (weight * 0.5).to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+def test_vector_exponential_is_within_one_ulp(isa: str) -> None:
+    # Row {0, t}, gradient p_1 of weight s = 1 + e^t: the kernel's exp(t) times s / s.
+    t = -torch.cat([torch.linspace(0, 87, 40_000), torch.rand(40_000) * 2])
+    logits = torch.stack([torch.zeros_like(t), t], dim=1)
+    exact = t.double().exp()
+    target, weight = torch.zeros(len(t), dtype=torch.long), torch.ones(len(t))
+    result = run(f"cpp-{isa}", logits, target, Smoothing(0.0, "fairseq"), weight)
+    exponential = result.grad[:, 1].double() * (1 + exact)
+    # One ulp of the exponential, and the roundings of 1 / sum and of the product.
+    assert float(((exponential - exact) / exact).abs().max()) < 2.2 * torch.finfo(torch.float32).eps
+
+
+def test_triton_launch_is_a_pure_function_of_sizes() -> None:
+    if not dispatch.status("triton").available:
+        pytest.skip(dispatch.status("triton").detail)
+    from pyseq.kernels.cross_entropy import launch
+
+    for cols in [1, 2, 1000, 1024, 1025, 9736, 32000, 50257, 128256, 1 << 20]:
+        for element_size in (2, 4):
+            block, num_warps = launch(cols, element_size)
+            assert block & (block - 1) == 0 and num_warps & (num_warps - 1) == 0 and 1 <= num_warps <= 16
+            assert block * element_size <= 32768
+            blocks = -(-cols // block)
+            assert block <= 1024 or blocks * block <= cols * 1.125
+
+
+TRITON_COMPILE = """
+import sys, pathlib, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from pyseq.kernels import cross_entropy as kernels
+
+scalars = dict(cols="i32", row_stride="i64", ignore_index="i32", nll_weight="fp32", smooth_weight="fp32")
+forward = dict(target="*i64", loss="*fp32", nll="*fp32", correct="*i8", stats="*fp32", **scalars)
+backward = dict(grad_loss="*fp32", target="*i64", stats="*fp32", **scalars)
+for name, size in (("fp32", 4), ("bf16", 2), ("fp16", 2)):
+    block, num_warps = kernels.launch(32000, size)
+    pointer = "*" + name
+    sources = (
+        (kernels._forward_kernel, dict(logits=pointer, **forward)),
+        (kernels._backward_kernel, dict(logits=pointer, grad=pointer, **backward)),
+    )
+    for kernel, types in sources:
+        signature = {argument: types.get(argument, "constexpr") for argument in kernel.arg_names}
+        source = ASTSource(kernel, signature, constexprs={"BLOCK": block})
+        target = GPUTarget("cuda", int(sys.argv[1]), 32)
+        compiled = triton.compile(source, target=target, options={"num_warps": num_warps})
+        pathlib.Path(sys.argv[2], kernel.fn.__name__ + name + ".ptx").write_text(compiled.asm["ptx"])
+        assert compiled.asm["cubin"]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_triton_kernels_compile_for_gpus_that_are_not_here(capability: int, tmp_path: Path) -> None:
+    if not dispatch.status("triton").available:
+        pytest.skip(dispatch.status("triton").detail)
+    import os
+
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", TRITON_COMPILE, str(capability), str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("*.ptx"))) == 6
