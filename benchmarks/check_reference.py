@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from pyseq import metrics, utils
-from pyseq.cli import generate, preprocess
+from pyseq.cli import preprocess
 from pyseq.cli.plugins import load_plugins
 from pyseq.cli.train import build
 from pyseq.config.config import Config, config_from_args
@@ -203,6 +203,8 @@ def parse_output(lines: list[str]) -> tuple[dict[int, tuple[float, str]], str]:
 
 def check_generation(folder: Path, report: Report) -> None:
     """Beam-5 translations of the test set."""
+    from pyseq.cli import generate
+
     with gzip.open(folder / "generate" / "update372.beam5.txt.gz", "rt") as file:
         expected, _ = parse_output(list(file))
     with tempfile.TemporaryDirectory() as made:
@@ -227,7 +229,8 @@ def check_checkpoint_layout(folder: Path, report: Report) -> None:
     reference = load_checkpoint_file(folder / "checkpoints" / "plain_update20.pt")
     argv = json.loads((folder / "runs" / "plain.json").read_text())["argv"]
     with quiet():
-        _, trainer = run_training(training_config(folder, argv, ["--max-update", "1"]), folder / "checkpoints" / "init.pt")
+        cfg = training_config(folder, argv, ["--max-update", "1"])
+        _, trainer = run_training(cfg, folder / "checkpoints" / "init.pt")
     ours = trainer.state_dict()
 
     def layout(state: dict[str, Any]) -> list[tuple[str, tuple[int, ...], torch.dtype]]:

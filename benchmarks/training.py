@@ -1,7 +1,7 @@
 """Training speed of the tiny recipe and where its time goes: ``python -m benchmarks.training --reference DIR``.
 
-DIR is the reference folder, whose ``data-bin/`` is trained on. Every case is a process of its own: the allocator as it is,
-and with glibc's mmap and trim thresholds raised, which spares large temporaries their page faults. Cases are
+DIR is the reference folder, whose ``data-bin/`` is trained on. Every case is a process of its own: the allocator as it
+is, and with glibc's mmap and trim thresholds raised, which spares large temporaries their page faults. Cases are
 interleaved and repeated; medians are printed. ``--json FILE`` keeps every sample.
 """
 
@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -20,14 +21,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-RECIPE = (
+RECIPE = shlex.split(
     "--source-lang en --target-lang de --arch transformer_iwslt_de_en --encoder-layers 4 --decoder-layers 4 "
     "--encoder-embed-dim 128 --decoder-embed-dim 128 --encoder-ffn-embed-dim 256 --decoder-ffn-embed-dim 256 "
     "--encoder-attention-heads 4 --decoder-attention-heads 4 --dropout 0.3 --share-all-embeddings "
-    "--criterion label_smoothed_cross_entropy --label-smoothing 0.1 --optimizer adam --adam-betas (0.9,0.98) "
+    "--criterion label_smoothed_cross_entropy --label-smoothing 0.1 --optimizer adam --adam-betas '(0.9,0.98)' "
     "--lr-scheduler inverse_sqrt --lr 0.005 --warmup-updates 2000 --max-tokens 4096 --clip-norm 25 --cpu --seed 1 "
     "--no-save --disable-validation --log-format none"
-).split()
+)
 TUNED = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_TOP_PAD_": "67108864"}
 PARTS = ("data wait", "forward", "criterion", "backward", "tail")
 WARM_UP = 5
@@ -72,7 +73,7 @@ def child(argv: list[str]) -> None:
     clock = Clock()
     trainer.model.forward = clock.timed("forward", trainer.model.forward)
     trainer.task.train_step = clock.timed("criterion", trainer.task.train_step)
-    trainer.optimizer.backward = clock.timed("backward", trainer.optimizer.backward)
+    trainer.optimizer.backward = clock.timed("backward", trainer.optimizer.backward)  # type: ignore[method-assign]
     trainer.average_and_clip_gradients = clock.timed("tail", trainer.average_and_clip_gradients)  # type: ignore[method-assign]
     trainer.task.optimizer_step = clock.timed("tail", trainer.task.optimizer_step)
     with Monitor(trainer, epochs, Saver(cfg.checkpoint)) as monitor:

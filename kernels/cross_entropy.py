@@ -25,7 +25,7 @@ class Launch(NamedTuple):
 def launch(cols: int, element_size: int) -> Launch:
     """Launch parameters for rows of ``cols`` elements of ``element_size`` bytes. Nothing is timed.
 
-    A thread holds at most 64 bytes of a row, in loads of 16: enough in flight to hide the latency of memory, and no spills.
+    A thread holds at most 64 bytes of a row, in loads of 16: enough in flight to hide the latency of memory.
     """
     block = min(triton.next_power_of_2(max(cols, 1)), 32768 // element_size)
     # Blocks are powers of two: smaller ones where more than an eighth of the last one's lanes would idle.

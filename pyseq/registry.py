@@ -104,7 +104,7 @@ class Registry:
         """Instantiate the plug-in that ``cfg`` chooses.
 
         ``cfg`` is a plug-in's config node (its ``_name`` chooses), a name, or a flat namespace that has this
-        registry's kind as an attribute. A class method ``build_<kind>`` is called instead of the constructor if there is one.
+        registry's kind as an attribute. A class method ``build_<kind>`` is called in place of the constructor.
 
         Returns:
             The plug-in, or None if nothing was chosen and this kind is not required.

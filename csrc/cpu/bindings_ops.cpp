@@ -1,5 +1,5 @@
-// pyseq._core.ops: operations on memory given by address and size. pyseq/ops checks devices, shapes and strides; what is
-// checked here is what would otherwise read or write outside.
+// pyseq._core.ops: operations on memory given by address and size. pyseq/ops checks devices, shapes and strides; what
+// is checked here is what would otherwise read or write outside.
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>

@@ -83,8 +83,7 @@ int64_t first_bad_target(const CrossEntropyInput& input) {
 void cross_entropy_forward(const CrossEntropyInput& input, float* loss, float* nll, uint8_t* correct, float* stats,
                            int threads) {
   const RowKernels kernels = kernels_for(input.dtype);
-  const int64_t grain = rows_at_a_time(input.cols);
-#pragma omp parallel for num_threads(useful_threads(threads, input.rows, input.cols)) schedule(dynamic, grain)
+#pragma omp parallel for num_threads(useful_threads(threads, input.rows, input.cols)) schedule(static)
   for (int64_t r = 0; r < input.rows; ++r) {
     const int64_t target = input.target[r];
     if (target == input.ignore_index) {
@@ -108,13 +107,12 @@ void cross_entropy_forward(const CrossEntropyInput& input, float* loss, float* n
 void cross_entropy_backward(const CrossEntropyInput& input, const float* grad_loss, const float* stats, void* grad,
                             int threads) {
   const RowKernels kernels = kernels_for(input.dtype);
-  const int64_t grain = rows_at_a_time(input.cols);
   const int64_t row_bytes = input.cols * static_cast<int64_t>(size_of(input.dtype));
   const bool stream = is_beyond_cache(input.rows * row_bytes);
   advise_huge_pages(grad, input.rows * row_bytes);
 #pragma omp parallel num_threads(useful_threads(threads, input.rows, input.cols))
   {
-#pragma omp for schedule(dynamic, grain) nowait
+#pragma omp for schedule(static) nowait
     for (int64_t r = 0; r < input.rows; ++r) {
       char* out = static_cast<char*>(grad) + r * row_bytes;
       const int64_t target = input.target[r];

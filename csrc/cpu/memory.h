@@ -12,12 +12,6 @@
 
 namespace pyseq {
 
-// Rows that a thread takes at once: about 32 Ki elements.
-static inline int64_t rows_at_a_time(int64_t cols) {
-  const int64_t elements = 32768;
-  return cols >= elements ? 1 : elements / (cols > 0 ? cols : 1);
-}
-
 // Waking a thread costs about as much as 16 Ki elements.
 static inline int useful_threads(int threads, int64_t rows, int64_t cols) {
   const int64_t worth = rows * cols / 16384 + 1;
@@ -25,12 +19,12 @@ static inline int useful_threads(int threads, int64_t rows, int64_t cols) {
   return static_cast<int>(wanted < 1 ? 1 : wanted);
 }
 
-// Whether an array is too large to be found in the cache by whoever reads it next. Then stores that bypass the cache save
-// reading the lines that they replace.
+// Whether an array is too large to be found in the cache by whoever reads it next. Then stores that bypass the cache
+// save reading the lines that they replace.
 static inline bool is_beyond_cache(int64_t bytes) { return bytes > (int64_t{16} << 20); }
 
-// Fresh memory of many megabytes is mapped page by page as it is first written: 2 MiB at a time instead of 4 KiB, where the
-// system leaves the choice to the program. Advice only; the contents are not touched.
+// Fresh memory of many megabytes is mapped page by page as it is first written: 2 MiB at a time instead of 4 KiB, where
+// the system leaves the choice to the program. Advice only; the contents are not touched.
 static inline void advise_huge_pages(void* begin, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   const uintptr_t page = uintptr_t{2} << 20;

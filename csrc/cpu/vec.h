@@ -1,7 +1,7 @@
 // One vector of fp32 lanes, for the instruction set that the including file is compiled for.
 //
-// A file that ends in _avx512.cpp or _avx2.cpp gets that wrapper; any other defines PYSEQ_PORTABLE first. Each wrapper lives
-// in a namespace of its own (PYSEQ_ISA), and so must what is built on it: two instruction sets never share a symbol.
+// A file that ends in _avx512.cpp or _avx2.cpp gets that wrapper; any other defines PYSEQ_PORTABLE first. Each wrapper
+// lives in a namespace of its own (PYSEQ_ISA), and so must what is built on it: no two instruction sets share a symbol.
 #pragma once
 
 #if defined(PYSEQ_PORTABLE)
@@ -17,7 +17,7 @@
 namespace pyseq {
 namespace PYSEQ_ISA {
 
-// exp(t) for t <= 0, to within 1 ulp; nan stays nan, and what is too small for a normal number is 0 (AVX-512: gradually).
+// exp(t) for t <= 0, to about 1 ulp; nan stays nan, what is too small for a normal number is 0 (AVX-512: gradually).
 // Cody and Waite's reduction t = n ln 2 + r with |r| <= ln(2)/2, and a minimax polynomial for exp(r).
 static inline Vec exp_nonpositive(Vec t) {
   const Vec clamped = clamp_below(t, exp_lower_bound);

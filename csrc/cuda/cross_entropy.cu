@@ -1,7 +1,7 @@
 // Softmax cross-entropy: one block a row. The rule is in math/cross_entropy.h.
 //
-// Forward reads a row once: each thread keeps a running maximum and sums relative to it, and the block joins them in a fixed
-// order. Backward reads it again and writes the gradient.
+// Forward reads a row once: each thread keeps a running maximum and sums relative to it, and the block joins them in a
+// fixed order. Backward reads it again and writes the gradient.
 #include "cuda/cross_entropy.h"
 
 #include "cuda/pack.cuh"

@@ -7,7 +7,8 @@ namespace pyseq {
 
 enum class TokenType { kU8, kI8, kU16, kI16, kU32, kI32, kU64, kI64 };
 
-// Tokens that lie one after another in memory, usually a memory map; row r is tokens[starts[r] : starts[r] + lengths[r]].
+// Tokens that lie one after another in memory, usually a memory map. Row r is
+// tokens[starts[r] : starts[r] + lengths[r]].
 struct TokenRows {
   const void* tokens;
   TokenType type;

@@ -89,7 +89,8 @@ int64_t slice_indices(const int64_t* sizes, int64_t n, BreakMode mode, int64_t b
   return 0;
 }
 
-void block_to_dataset_index(const int64_t* sizes, int64_t n, const Slice* slices, int64_t count, BlockPosition* positions) {
+void block_to_dataset_index(const int64_t* sizes, int64_t n, const Slice* slices, int64_t count,
+                            BlockPosition* positions) {
   Cursor first(sizes, n), last(sizes, n);
   for (int64_t i = 0; i < count; ++i) {
     const Slice block = slices[i];

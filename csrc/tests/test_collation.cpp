@@ -43,7 +43,8 @@ void check_extremes(TokenType type) {
   const std::vector<Token> tokens{std::numeric_limits<Token>::min(), std::numeric_limits<Token>::max()};
   const Row starts{0}, lengths{2};
   Row out(2);
-  pyseq::collate({tokens.data(), type, starts.data(), lengths.data(), 1}, {0, false, false, false, 0}, out.data(), 1, 2);
+  const TokenRows rows{tokens.data(), type, starts.data(), lengths.data(), 1};
+  pyseq::collate(rows, {0, false, false, false, 0}, out.data(), 1, 2);
   CHECK(out == (Row{static_cast<int64_t>(tokens[0]), static_cast<int64_t>(tokens[1])}));
 }
 

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 
-from pyseq import compat
+import pyseq.compat as compat
 
 PACKAGES = (
     "pyseq.criterions",
@@ -21,7 +21,7 @@ PACKAGES = (
 
 
 def load_plugins() -> None:
-    """Import the plug-in packages, each of which registers its content, and the names by which fairseq's plug-ins know them."""
+    """Import the plug-in packages, each of which registers its content, and answer to fairseq's module names."""
     for package in PACKAGES:
         importlib.import_module(package)
     compat.install()

@@ -1,6 +1,6 @@
 """``pyseq-train``: train a model.
 
-    pyseq-train DATA --arch transformer_iwslt_de_en --optimizer adam --lr 5e-4 --lr-scheduler inverse_sqrt --max-tokens 4096
+    pyseq-train DATA --arch transformer --optimizer adam --lr 5e-4 --lr-scheduler inverse_sqrt --max-tokens 4096
 """
 
 from __future__ import annotations
@@ -125,8 +125,9 @@ def tell(cfg: Config, trainer: Trainer) -> None:
     logger.info("device: %s; %d process(es)", device, distributed.world_size())
     logger.info("dtype: %s (%s)", str(trainer.precision.dtype).removeprefix("torch."), trainer.precision.reason)
     frequency = cfg.optimization.update_freq[0] * distributed.world_size()
-    logger.info("an update: up to %s padded tokens and %s sentences in each of %d batches",
-                cfg.dataset.max_tokens or "any number of", cfg.dataset.batch_size or "any number of", frequency)  # fmt: skip
+    budgets = {"padded tokens": cfg.dataset.max_tokens, "sentences": cfg.dataset.batch_size}
+    limits = [f"{budget} {unit}" for unit, budget in budgets.items() if budget]
+    logger.info("an update: %d batch(es) of up to %s", frequency, " and ".join(limits))
 
 
 def run_training(trainer: Trainer) -> int | None:

@@ -17,6 +17,7 @@ from pyseq.config import ConfigGroup
 from pyseq.config import parser as parsers
 from pyseq.config.flags import add_group_arguments
 from pyseq.errors import CheckpointError, ConfigError
+from pyseq.modules import checkpoint_activations
 from pyseq.training import checkpoint, distributed
 from pyseq.training.checkpoint_file import load_checkpoint_file
 from pyseq.user_dir import import_user_dir
@@ -199,7 +200,13 @@ def is_master(args: Any = None) -> bool:
     return distributed.is_master()
 
 
-# fairseq.modules.quant_noise
+# fairseq.modules
+
+
+def checkpoint_wrapper(m: nn.Module, offload_to_cpu: bool = False) -> nn.Module:
+    if offload_to_cpu:
+        raise ConfigError("checkpoint_wrapper(offload_to_cpu=True) is not carried")
+    return checkpoint_activations(m)
 
 
 def quant_noise(module: nn.Module, p: float, block_size: int) -> nn.Module:

@@ -203,6 +203,7 @@ SHIMS: dict[str, dict[str, str]] = {
             "MODEL_REGISTRY",
         )
     },
+    "fairseq.modules.checkpoint_activations": {"checkpoint_wrapper": _SHIMS + "checkpoint_wrapper"},
     "fairseq.modules.quant_noise": {"quant_noise": _SHIMS + "quant_noise"},
     "fairseq.optim": {
         "LegacyFairseqOptimizer": _LEGACY + "LegacyOptimizer",

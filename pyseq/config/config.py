@@ -48,7 +48,7 @@ class Config:
 
     def to_yaml(self, args: argparse.Namespace) -> str:
         """A file that ``--config`` reads back: the options that the command line ``args`` could set."""
-        sections = {}
+        sections: dict[str, Any] = {}
         for name, node in self.to_dict().items():
             if isinstance(node, argparse.Namespace):
                 node = {k: plain(v) for k, v in sorted(vars(node).items()) if k in _own_options(name, node)}

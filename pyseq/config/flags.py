@@ -25,7 +25,7 @@ def add_group_arguments(
     Args:
         parser: a parser, or one of its argument groups.
         group: the dataclass, or an instance whose values become the defaults.
-        suppress_defaults: leave options that were not given out of the namespace, so that an architecture can fill them.
+        suppress_defaults: leave out of the namespace what was not given, so that an architecture can fill it in.
 
     A field ``data`` becomes a positional argument. A field that refers to another group with ``II`` and has no help is
     owned there and adds no flag. An option that the parser already has is left as it is.

@@ -130,7 +130,7 @@ class CheckpointConfig(ConfigGroup):
     """What is saved, when, and what a run starts from."""
 
     save_dir: str = opt("checkpoints", "folder of the checkpoints and of metrics.jsonl")
-    restore_file: str = opt("checkpoint_last.pt", "checkpoint to resume from if it exists (name in --save-dir, or path)")
+    restore_file: str = opt("checkpoint_last.pt", "checkpoint to resume from, if any (in --save-dir, or a path)")
     continue_once: str | None = opt(None, "resume from this checkpoint, unless --save-dir has checkpoint_last.pt")
     finetune_from_model: str | None = opt(
         None, "start from this checkpoint's weights only, unless --save-dir has checkpoint_last.pt"

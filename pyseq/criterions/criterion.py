@@ -46,8 +46,9 @@ class Criterion(nn.Module):
                 arguments[parameter.name] = getattr(cfg, parameter.name)
             elif parameter.default is parameter.empty:
                 raise ConfigError(
-                    f"criterion {cls.__module__}.{cls.__qualname__}: cannot infer the argument '{parameter.name}'. It is "
-                    "neither 'task' nor 'cfg' nor an option, and has no default; give it one, or define build_criterion."
+                    f"criterion {cls.__module__}.{cls.__qualname__}: cannot infer the argument '{parameter.name}'. "
+                    "It is neither 'task' nor 'cfg' nor an option, and has no default. Give it one, or define "
+                    "build_criterion."
                 )
         return cls(**arguments)
 

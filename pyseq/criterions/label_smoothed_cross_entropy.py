@@ -158,7 +158,7 @@ class LabelSmoothedCrossEntropyCriterion(Criterion):
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: list[Logging]) -> None:
-        """``loss`` in bits by sample size, ``nll_loss`` in bits by token, ``ppl``, and ``accuracy`` in % where counted."""
+        """``loss`` in bits by sample size; ``nll_loss`` in bits by token; ``ppl``; where counted, ``accuracy`` in %."""
         ntokens = total(logging_outputs, "ntokens")
         log_bits("loss", total(logging_outputs, "loss"), total(logging_outputs, "sample_size"))
         log_bits("nll_loss", total(logging_outputs, "nll_loss"), ntokens)

@@ -7,26 +7,33 @@ from typing import Any
 
 from torch import Tensor
 
-from pyseq.generation.ensemble import EnsembleModel, IncrementalState
+from pyseq.generation.ensemble import EnsembleModel, NextToken
 
 
 class Decoding:
     """Encoder outputs and the decoders' incremental states of one batch, rows reordered together.
 
-    Decoding begins with one row for each sentence. The first :meth:`reorder` makes several of each; from then on all rows of
-    a sentence are in a row, and decoders that understand ``set_beam_size`` keep what they know of the source once.
+    Decoding begins with one row for each sentence. The first :meth:`reorder` makes several of each; from then on the
+    rows of a sentence stay next to each other, and decoders with ``set_beam_size`` keep one copy of its source.
 
     Args:
         models: the ensemble.
         net_input: the batch.
-        lm_models: a language model to fuse in, or None.
+        lm: a language model whose log-probabilities are added, or None.
+        lm_weight: its weight.
     """
 
-    def __init__(self, models: EnsembleModel, net_input: dict[str, Tensor], lm_models: EnsembleModel | None) -> None:
-        self.models, self.lm_models = models, lm_models
+    def __init__(
+        self,
+        models: EnsembleModel,
+        net_input: dict[str, Tensor],
+        lm: EnsembleModel | None = None,
+        lm_weight: float = 1.0,
+    ) -> None:
+        self.models, self.lm, self.lm_weight = models, lm, lm_weight
         self.sources: list[Any] = models.forward_encoder(net_input)
         self.states = models.new_incremental_states()
-        self.lm_states = None if lm_models is None else lm_models.new_incremental_states()
+        self.lm_states = None if lm is None else lm.new_incremental_states()
         self.at_start = True
 
     def __enter__(self) -> Decoding:
@@ -38,21 +45,19 @@ class Decoding:
     ) -> None:
         self.models.set_beam_size(1)
 
-    def step(
-        self, tokens: Tensor, temperature: float, lm_weight: float, need_attn: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities [R, V] of the token after ``tokens`` [R, L], which the caller may write to, and attention [R, S]."""
-        lprobs, attn = self.models.forward_decoder(tokens, self.sources, self.states, temperature, need_attn)
-        if self.lm_models is not None:
-            lm_lprobs, _ = self.lm_models.forward_decoder(tokens, [None], self.lm_states)
-            lprobs = lprobs.add_(lm_lprobs, alpha=lm_weight)
-        return lprobs, attn
+    def step(self, tokens: Tensor, temperature: float = 1.0) -> NextToken:
+        """What follows ``tokens`` [R, L]. The caller may write to the result."""
+        token = self.models.next_token(tokens, self.sources, self.states, temperature, normalize=self.lm is not None)
+        if self.lm is None:
+            return token
+        lm_lprobs, _ = self.lm.forward_decoder(tokens, [None], self.lm_states)
+        return token._replace(scores=token.scores + self.lm_weight * lm_lprobs)
 
     def reorder(self, rows: Tensor, beam: int, sentences_left: bool) -> None:
         """Make row i what row ``rows[i]`` was.
 
         Args:
-            rows: [R'] rows of the step before; the ``beam`` rows of a sentence in a row.
+            rows: [R'] rows of the step before, the ``beam`` rows of a sentence next to each other.
             beam: rows of a sentence from now on.
             sentences_left: whether sentences have left the batch. If none has, a row's source stays what it was.
         """
@@ -62,5 +67,5 @@ class Decoding:
             self.sources = self.models.reorder_encoder_out(self.sources, rows)
         self.at_start = False
         self.models.reorder_incremental_state(self.states, rows)
-        if self.lm_models is not None:
-            self.lm_models.reorder_incremental_state(self.lm_states, rows)
+        if self.lm is not None:
+            self.lm.reorder_incremental_state(self.lm_states, rows)

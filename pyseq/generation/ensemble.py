@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from pyseq.generation.normalization import log_normalizer, plain_logits
 from pyseq.models.incremental_decoder import IncrementalDecoder
 
 IncrementalState = dict[str, Any]
@@ -31,9 +33,9 @@ class EnsembleModel(nn.Module):
     incremental state (they get the whole prefix at every step).
     """
 
-    def __init__(self, models: Sequence[nn.Module]) -> None:
+    def __init__(self, models: Sequence[Any]) -> None:
         super().__init__()
-        self.models = nn.ModuleList(models)
+        self.models: Any = nn.ModuleList(models)
         self.models_size = len(models)
         self.incremental = all(isinstance(getattr(m, "decoder", None), IncrementalDecoder) for m in models)
 
@@ -53,9 +55,9 @@ class EnsembleModel(nn.Module):
         return int(min([*limits, sys.maxsize]))
 
     def set_beam_size(self, size: int) -> None:
-        """Tell decoders how many rows in a row share a source sentence, so that they keep one copy of its keys and values."""
+        """Tell decoders how many rows in a row share a source sentence, so that they keep what they know of it once."""
         for model in self.models:
-            decoder = getattr(model, "decoder", None)
+            decoder: Any = getattr(model, "decoder", None)
             if hasattr(decoder, "set_beam_size"):
                 decoder.set_beam_size(size)
 
@@ -99,22 +101,18 @@ class EnsembleModel(nn.Module):
             logits, extra = self._decode(model, tokens, encoder_outs[i], state)
             logits = logits[:, -1:]
             outputs.append((logits if temperature == 1.0 else logits / temperature, extra))
-        attn = self._mean_attention([last_attention(extra) for _, extra in outputs])
-        logits = outputs[0][0].squeeze(1)
-        if not normalize and self.plain_softmax and logits.device.type == "cpu" and logits.dtype == torch.float32:
-            return NextToken(logits, log_normalizer(logits, column=self.eos), attn)
+        attn = mean_attention([last_attention(extra) for _, extra in outputs])
+        plain = None if normalize or self.models_size > 1 else plain_logits(self.models[0], outputs[0])
+        if plain is not None and plain.device.type == "cpu" and plain.dtype == torch.float32:
+            return NextToken(plain[:, -1], log_normalizer(plain[:, -1]), attn)
         lprobs = [
             model.get_normalized_probs(output, log_probs=True, sample=None)[:, -1].float()
             for model, output in zip(self.models, outputs)
         ]
         return NextToken(log_mean_exp(lprobs), None, attn)
 
-    def _mean_attention(self, attentions: list[Tensor | None]) -> Tensor | None:
-        found = [attention for attention in attentions if attention is not None]
-        return torch.stack(found).sum(0) / self.models_size if found else None
-
     def _decode(
-        self, model: nn.Module, tokens: Tensor, encoder_out: Any, state: IncrementalState | None
+        self, model: Any, tokens: Tensor, encoder_out: Any, state: IncrementalState | None
     ) -> tuple[Tensor, Any]:
         """A model's logits and what else its decoder returns."""
         decode = getattr(model, "decoder", None)
@@ -158,3 +156,23 @@ def last_attention(extra: Any) -> Tensor | None:
     """The attention [B, S] of the last position."""
     attention = attention_of(extra)
     return None if attention is None else attention[:, -1]
+
+
+def mean_attention(attentions: list[Tensor | None]) -> Tensor | None:
+    """The mean over several models; those that return no attention count as 0."""
+    found = [attention for attention in attentions if attention is not None]
+    return torch.stack(found).sum(0) / len(attentions) if found else None
+
+
+@contextlib.contextmanager
+def attending(models: Iterable[Any], need_attn: bool) -> Iterator[None]:
+    """Have the decoders that can go without it return their attention to the source, if ``need_attn``."""
+    decoders = [m.decoder for m in models if hasattr(getattr(m, "decoder", None), "need_attn")]
+    before = [decoder.need_attn for decoder in decoders]
+    for decoder in decoders if need_attn else ():
+        decoder.need_attn = True
+    try:
+        yield
+    finally:
+        for decoder, value in zip(decoders, before):
+            decoder.need_attn = value

@@ -14,7 +14,7 @@ from pyseq.data.dictionary import Dictionary
 from pyseq.errors import ConfigError, UserError
 from pyseq.generation.beams import Beams, Ended, Hypothesis
 from pyseq.generation.decoding import Decoding
-from pyseq.generation.ensemble import EnsembleModel
+from pyseq.generation.ensemble import EnsembleModel, NextToken, attending
 from pyseq.generation.ngram_blocking import block_repeated_ngrams
 from pyseq.generation.search import BeamSearch, Search
 
@@ -61,8 +61,8 @@ class SequenceGenerator(nn.Module):
         models: an ensemble, or the models to make one of.
         tgt_dict: target dictionary.
         beam_size: hypotheses for each sentence; at most V - 1.
-        max_len_a, max_len_b: hypotheses have at most ``a * source length + b`` tokens before the end of sentence, where the
-            source length is that of the longest sentence in the batch.
+        max_len_a, max_len_b: hypotheses have at most ``a * source length + b`` tokens before the end of sentence, where
+            the source length is that of the longest sentence in the batch.
         max_len: positions that the output may take, end of sentence included; 0: as many as the decoder can have.
         min_len: fewest tokens before the end of sentence (not applied while prefix tokens are forced).
         normalize_scores: compare hypotheses by score per token.
@@ -149,15 +149,15 @@ class SequenceGenerator(nn.Module):
 
         Args:
             models: ignored; the generator's own models are used.
-            sample: a batch with ``net_input.src_tokens`` [B, S] and perhaps ``net_input.src_lengths`` [B] and ``id`` [B].
+            sample: a batch with ``net_input.src_tokens`` [B, S], perhaps ``net_input.src_lengths`` [B] and ``id`` [B].
             prefix_tokens: [B, P] tokens that the output begins with, padded on the right where they differ in length.
             constraints: for a search that supports them.
             bos_token: the start symbol; default: end of sentence.
 
         Returns:
-            For each sentence its hypotheses, best score first: dicts of ``tokens`` [T] with the end of sentence, ``score``
-            [], ``positional_scores`` [T] (natural logarithms), ``attention`` [S, T] and ``alignment`` (both empty unless
-            asked for).
+            For each sentence its hypotheses, best score first: dicts of ``tokens`` [T] with the end of sentence,
+            ``score`` [], ``positional_scores`` [T] (natural logarithms), ``attention`` [S, T] and ``alignment`` (both
+            empty unless asked for).
 
         Raises:
             ConfigError: ``min_len`` exceeds what the length limits allow, or the search does not support constraints.
@@ -177,12 +177,13 @@ class SequenceGenerator(nn.Module):
         device, src_len = batch.src_lengths.device, batch.src_len if self.need_attention else None
         beams = Beams.start(batch.bsz, self.eos if bos_token is None else bos_token, src_len, device)
         ended = Ended(batch.bsz, self.beam_size, batch.max_len, self.eos, self.pad, src_len, device)
-        with Decoding(self.model, batch.net_input, self.lm_model) as decoding:
+        decoding = Decoding(self.model, batch.net_input, self.lm_model, self.lm_weight)
+        with decoding, attending(self.model.models, self.need_attention):
             for step in range(batch.max_len + 1):
-                lprobs, attn = decoding.step(beams.tokens, self.temperature, self.lm_weight, self.need_attention)
-                beams.add_attention(attn)
-                self._restrict(lprobs, step, beams, batch)
-                candidates = self._candidates(step, lprobs, beams, batch)
+                token = decoding.step(beams.tokens, self.temperature)
+                beams.add_attention(token.attention)
+                self._restrict(token.scores, step, beams, batch)
+                candidates = self._candidates(step, token, beams, batch)
                 ends = candidates.tokens.eq(self.eos) & candidates.scores.ne(-math.inf)
                 self._end(step, candidates, ends, beams, ended, batch)
                 if step == batch.max_len:
@@ -220,8 +221,7 @@ class SequenceGenerator(nn.Module):
         self.search.init_constraints(constraints, self.beam_size)
 
     def _restrict(self, lprobs: Tensor, step: int, beams: Beams, batch: Batch) -> None:
-        """Take out what may not come next, in place: ``lprobs`` is R x V."""
-        lprobs.nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+        """Take out what may not come next, in place: ``lprobs`` is R x V, perhaps not normalised."""
         lprobs[:, self.pad] = -math.inf
         if self.unk_penalty:
             lprobs[:, self.unk] -= self.unk_penalty
@@ -247,21 +247,22 @@ class SequenceGenerator(nn.Module):
         lprob = lprobs.gather(1, token)
         lprobs.masked_fill_(token.ne(self.pad), -math.inf).scatter_(1, token, lprob)
 
-    def _candidates(self, step: int, lprobs: Tensor, beams: Beams, batch: Batch) -> Candidates:
+    def _candidates(self, step: int, token: NextToken, beams: Beams, batch: Batch) -> Candidates:
         if self.search.needs_src_lengths:
             self.search.set_src_lengths(batch.src_lengths[beams.sentence])
-        scores, tokens, hypothesis = self.search.step(
-            step,
-            beams.per_sentence(lprobs, self.beam_size),
-            beams.per_sentence(beams.scores, self.beam_size),
-            beams.per_sentence(beams.tokens, self.beam_size).flatten(0, 1),
-            batch.ids[beams.sentence],
-        )
-        return Candidates(scores, tokens, beams.first_row() + hypothesis.clamp(max=beams.width - 1))
+        if token.log_normalizer is None:
+            token.scores.nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+        next_scores, scores = (beams.per_sentence(rows, self.beam_size) for rows in (token.scores, beams.scores))
+        others = beams.per_sentence(beams.tokens, self.beam_size).flatten(0, 1), batch.ids[beams.sentence]
+        if token.log_normalizer is None:
+            found = self.search.step(step, next_scores, scores, *others)
+        else:
+            log_normalizer = beams.per_sentence(token.log_normalizer, self.beam_size)
+            found = self.search.step_unnormalized(step, next_scores, log_normalizer, scores, *others)
+        best, tokens, hypothesis = found
+        return Candidates(best, tokens, beams.first_row() + hypothesis.clamp(max=beams.width - 1))
 
-    def _end(
-        self, step: int, candidates: Candidates, ends: Tensor, beams: Beams, ended: Ended, batch: Batch
-    ) -> None:
+    def _end(self, step: int, candidates: Candidates, ends: Tensor, beams: Beams, ended: Ended, batch: Batch) -> None:
         """Record the hypotheses that end among the best ``beam_size`` candidates."""
         top = slice(0, self.beam_size)
         score = candidates.scores[:, top]

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyseq.models.decoder import Decoder
 from pyseq.models.model import BaseModel
 from pyseq.ops import cross_entropy_rows
 
+LARGE = 64.0
 
-def normalizes_by_softmax(model: nn.Module) -> bool:
+
+def is_plain_softmax(model: Any) -> bool:
     """Whether neither the model nor its decoder makes probabilities in a way of its own."""
     decoder = getattr(model, "decoder", None)
     return (
@@ -23,22 +25,35 @@ def normalizes_by_softmax(model: nn.Module) -> bool:
     )
 
 
-def log_normalizer(logits: Tensor, column: int) -> Tensor:
+def plain_logits(model: Any, net_output: Any, sample: dict[str, Any] | None = None) -> Tensor | None:
+    """The logits [..., V] in the model's output if its probabilities are their plain softmax, else None.
+
+    A model can say so by a method ``get_logits(net_output, sample)``.
+    """
+    get_logits = getattr(model, "get_logits", None)
+    if get_logits is not None:
+        logits: Tensor | None = get_logits(net_output, sample)
+        return logits
+    return net_output[0] if is_plain_softmax(model) else None
+
+
+def log_normalizer(logits: Tensor) -> Tensor:
     """log sum exp of each row of ``logits`` [R, V], as [R].
 
-    The cross-entropy of any class is that minus the class's logit, and there is a kernel for it that writes nothing else.
-
-    Args:
-        column: a class whose logits are finite; where they are not, a slower way is taken.
+    The cross-entropy of any class is that minus the class's logit, and a kernel computes it without writing anything
+    else. The difference is only as exact as that logit is small.
     """
-    target = torch.full((logits.size(0),), column, device=logits.device)
-    result = cross_entropy_rows(logits, target).nll_loss + logits[:, column]
-    return result if bool(result.isfinite().all()) else logits.logsumexp(dim=-1)
+    logit = logits[:, 0]
+    if not bool(logit.abs().lt(LARGE).all()):
+        return logits.logsumexp(dim=-1)
+    return cross_entropy_rows(logits, logits.new_zeros(logits.size(0), dtype=torch.long)).nll_loss + logit
 
 
-def target_lprobs(model: nn.Module, net_output: Any, target: Tensor, sample: dict[str, Any]) -> Tensor:
+def target_lprobs(model: Any, net_output: Any, target: Tensor, sample: dict[str, Any]) -> Tensor:
     """The log-probability [B, T] of each token of ``target``, given the model's output with logits [B, T, V]."""
-    if normalizes_by_softmax(model):
-        return -cross_entropy_rows(net_output[0], target).nll_loss
-    lprobs = model.get_normalized_probs(net_output, log_probs=True, sample={**sample, "target": target})
+    sample = {**sample, "target": target}
+    logits = plain_logits(model, net_output, sample)
+    if logits is not None:
+        return -cross_entropy_rows(logits, target).nll_loss
+    lprobs = model.get_normalized_probs(net_output, log_probs=True, sample=sample)
     return lprobs.view(*target.shape, -1).gather(-1, target.unsqueeze(-1)).squeeze(-1)

@@ -53,8 +53,8 @@ class Search(ABC):
             original_batch_idxs: [B] the sample ids of the sentences that are left in the batch.
 
         Returns:
-            Three [B, N] tensors, best candidate first, N >= beam (usually 2 * beam, since a candidate that ends leaves the
-            beam): cumulative scores, tokens, and the hypothesis (0 to beam - 1) that each extends.
+            Three [B, N] tensors, best candidate first: cumulative scores, tokens, and the hypothesis (0 to beam - 1)
+            that each extends. N is at least the beam, usually twice that, since a candidate that ends leaves the beam.
         """
 
     def step_unnormalized(
@@ -77,13 +77,13 @@ class Search(ABC):
         """Take note of the source lengths [B] of the sentences that are left in the batch."""
         self.src_lengths = src_lengths
 
-    def init_constraints(self, batch_constraints: Tensor | None, beam_size: int) -> None:
+    def init_constraints(self, batch_constraints: Tensor | None, beam_size: int) -> None:  # noqa: B027
         """Begin a batch. ``batch_constraints`` is the batch's packed constraints, or None."""
 
-    def prune_sentences(self, batch_idxs: Tensor) -> None:
+    def prune_sentences(self, batch_idxs: Tensor) -> None:  # noqa: B027
         """Keep the state of these sentences (positions in the current batch) and no others."""
 
-    def update_constraints(self, active_hypos: Tensor) -> None:
+    def update_constraints(self, active_hypos: Tensor) -> None:  # noqa: B027
         """Take note of the candidates that became the new beam: [B, beam] positions among the candidates."""
 
 
@@ -119,7 +119,7 @@ class BeamSearch(Search):
         # The best of all hypotheses are among the best of each, which are few enough to finish their scores.
         values, tokens = largest(lprobs[:, rows], min(count, vocab))  # B x rows x k
         if log_normalizer is not None:
-            values = (values - log_normalizer[:, rows].unsqueeze(-1)).nan_to_num(nan=-math.inf)
+            values = (values - log_normalizer[:, rows].unsqueeze(-1)).nan_to_num(nan=-math.inf, neginf=-math.inf)
         if step > 0:
             values = values + scores[:, :, step - 1].unsqueeze(-1)
         best, index = values.flatten(1).topk(count)

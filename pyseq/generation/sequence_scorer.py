@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyseq.data.dictionary import Dictionary
 from pyseq.errors import ConfigError
 from pyseq.generation.alignment import hard_alignment
 from pyseq.generation.beams import Hypothesis
-from pyseq.generation.ensemble import attention_of, log_mean_exp
-from pyseq.models.decoder import Decoder
-from pyseq.models.model import BaseModel
+from pyseq.generation.ensemble import attending, attention_of, log_mean_exp, mean_attention
+from pyseq.generation.normalization import is_plain_softmax, target_lprobs
+
+LOGITS_AT_ONCE = 2**26  # 256 MB in fp32
 
 
 class SequenceScorer:
@@ -40,6 +41,7 @@ class SequenceScorer:
     ) -> None:
         self.pad = tgt_dict.pad()
         self.eos = tgt_dict.eos() if eos is None else eos
+        self.vocab_size = len(tgt_dict)
         self.softmax_batch = softmax_batch or sys.maxsize
         if self.softmax_batch < 1:
             raise ConfigError(f"--softmax-batch is {softmax_batch}; it must be at least 1")
@@ -47,87 +49,81 @@ class SequenceScorer:
         self.symbols_to_strip_from_output = (symbols_to_strip_from_output or set()) | {self.eos}
 
     @torch.no_grad()
-    def generate(self, models: Sequence[nn.Module], sample: dict[str, Any], **kwargs: Any) -> list[list[Hypothesis]]:
+    def generate(self, models: Sequence[Any], sample: dict[str, Any], **kwargs: Any) -> list[list[Hypothesis]]:
         """Score the targets of a batch.
 
         Args:
             models: the ensemble.
-            sample: a batch with ``net_input`` and ``target`` [B, T], and perhaps ``start_indices``: for each row the first
-                position that counts (those before it are context).
+            sample: a batch with ``net_input`` and ``target`` [B, T], padded at the end, and perhaps ``start_indices``:
+                for each row the first position that counts (those before it are context).
 
         Returns:
-            For each row a list of one dict: ``tokens`` (without padding), ``positional_scores`` (natural logarithms), their
-            mean ``score``, and ``attention`` [T, S] and ``alignment`` or None.
+            For each row a list of one dict: ``tokens`` (without padding), ``positional_scores`` (natural logarithms),
+            their mean ``score``, and ``attention`` [T, S] and ``alignment`` or None.
         """
-        target = sample["target"]
         lprobs, attentions = [], []
-        for model in models:
-            model.eval()
-            net_output = model(**sample["net_input"])
-            lprobs.append(self._target_lprobs(model, net_output, target, sample))
-            attention = attention_of(net_output[1]) if isinstance(net_output, (tuple, list)) and len(net_output) > 1 else None
-            if attention is not None:
+        with attending(models, self.compute_alignment):
+            for model in models:
+                model.eval()
+                scores, attention = self._score(model, sample)
+                lprobs.append(scores)
                 attentions.append(attention)
-        attention = torch.stack(attentions).sum(0) / len(models) if attentions else None
-        return self._hypotheses(log_mean_exp(lprobs), attention, sample)
+        return self._hypotheses(log_mean_exp(lprobs), mean_attention(attentions), sample)
 
-    def _target_lprobs(self, model: nn.Module, net_output: Any, target: Tensor, sample: dict[str, Any]) -> Tensor:
-        """Log-probability [B, T] of each target token; padding gets that of the padding symbol."""
-        logits = net_output[0]
-        rows = logits.flatten(0, 1) if target.numel() > self.softmax_batch else None
-        if rows is None:
-            return target_lprobs(model, net_output, target, sample)
-        parts = [
-            target_lprobs(model, (part.unsqueeze(0), *net_output[1:]), tokens.unsqueeze(0), sample).flatten()
-            for part, tokens in zip(rows.split(self.softmax_batch), target.flatten().split(self.softmax_batch))
-        ]
-        return torch.cat(parts).view_as(target)
+    def _score(self, model: Any, sample: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """One model's log-probability [B, T] of each target token, and its attention [B, T, S] or None."""
+        target, at_once = sample["target"], self.softmax_batch
+        project = output_layer(model)
+        if project is None:
+            output, project = model(**sample["net_input"]), same
+        else:
+            # The logits are by far the largest tensor: they are made piece by piece.
+            output = model(**sample["net_input"], features_only=True)
+            at_once = min(at_once, max(1, LOGITS_AT_ONCE // self.vocab_size))
+        rows, extra = output[0], tuple(output[1:])
+        if target.numel() <= at_once:
+            lprobs = target_lprobs(model, (project(rows), *extra), target, sample)
+        else:
+            parts = zip(rows.flatten(0, 1).unsqueeze(0).split(at_once, 1), target.view(1, -1).split(at_once, 1))
+            scored = [target_lprobs(model, (project(part), *extra), tokens, sample) for part, tokens in parts]
+            lprobs = torch.cat(scored, dim=1).view_as(target)
+        return lprobs, attention_of(extra[0]) if extra else None
 
     def _hypotheses(self, lprobs: Tensor, attention: Tensor | None, sample: dict[str, Any]) -> list[list[Hypothesis]]:
         target = sample["target"]
+        starts = sample.get("start_indices")
+        starts = [0] * target.size(0) if starts is None else [int(start) for start in starts]
+        counted = torch.arange(target.size(1), device=target.device) >= target.new_tensor(starts).unsqueeze(1)
+        lengths = (target.ne(self.pad) & counted).sum(dim=1).tolist()
         return [
-            [self._hypothesis(i, start, end, lprobs, attention, sample)]
-            for i, (start, end) in enumerate(self._spans(target, sample.get("start_indices")))
+            [self._hypothesis(i, slice(start, start + length), lprobs, attention, sample)]
+            for i, (start, length) in enumerate(zip(starts, lengths))
         ]
 
-    def _spans(self, target: Tensor, start_indices: Any) -> Iterator[tuple[int, int]]:
-        """For each row the first position that counts and the first after it that is padding."""
-        starts = [0] * target.size(0) if start_indices is None else [int(start) for start in start_indices]
-        words = target.ne(self.pad)
-        for start, row in zip(starts, words.cpu().unbind()):
-            yield start, start + int(row[start:].sum())
-
     def _hypothesis(
-        self, i: int, start: int, end: int, lprobs: Tensor, attention: Tensor | None, sample: dict[str, Any]
+        self, i: int, span: slice, lprobs: Tensor, attention: Tensor | None, sample: dict[str, Any]
     ) -> Hypothesis:
-        tokens, scores = sample["target"][i, start:end], lprobs[i, start:end]
+        tokens, scores = sample["target"][i, span], lprobs[i, span]
         alignment = None
         if attention is not None and self.compute_alignment:
             source = sample["net_input"]["src_tokens"][i]
-            alignment = hard_alignment(attention[i, start:end], source, tokens, self.pad, self.eos)
+            alignment = hard_alignment(attention[i, span], source, tokens, self.pad, self.eos)
         return {
             "tokens": tokens,
-            "score": scores.sum() / max(end - start, 1),
+            "score": scores.sum() / max(len(tokens), 1),
             "attention": None if attention is None else attention[i],
             "alignment": alignment,
             "positional_scores": scores,
         }
 
 
-def target_lprobs(model: nn.Module, net_output: Any, target: Tensor, sample: dict[str, Any]) -> Tensor:
-    """The log-probability [B, T] of each token of ``target`` under ``net_output``'s logits [B, T, V]."""
-    if normalizes_by_softmax(model):
-        return -F.cross_entropy(net_output[0].flatten(0, -2).float(), target.flatten(), reduction="none").view_as(target)
-    lprobs = model.get_normalized_probs(net_output, log_probs=True, sample={**sample, "target": target})
-    return lprobs.view(*target.shape, -1).gather(-1, target.unsqueeze(-1)).squeeze(-1)
+def output_layer(model: Any) -> Callable[[Tensor], Tensor] | None:
+    """The decoder's last layer, if the model can be called without it and nothing but a softmax comes after it."""
+    if not is_plain_softmax(model) or "features_only" not in inspect.signature(model.decoder.forward).parameters:
+        return None
+    layer: Callable[[Tensor], Tensor] = model.decoder.output_layer
+    return layer
 
 
-def normalizes_by_softmax(model: nn.Module) -> bool:
-    """Whether the model's probabilities are the plain softmax of its logits: neither it nor its decoder says otherwise."""
-    decoder = getattr(model, "decoder", None)
-    return (
-        type(model).get_normalized_probs is BaseModel.get_normalized_probs
-        and isinstance(decoder, Decoder)
-        and type(decoder).get_normalized_probs is Decoder.get_normalized_probs
-        and decoder.adaptive_softmax is None
-    )
+def same(logits: Tensor) -> Tensor:
+    return logits

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyseq.errors import CheckpointError
 from pyseq.models.decoder import Decoder
 from pyseq.models.encoder import Encoder
-from pyseq.models.state_dict import prune_layers, upgrade_children
+from pyseq.models.state_dict import describe_misfit, prune_layers, upgrade_children
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -55,6 +56,20 @@ class BaseModel(nn.Module):
             return _normalized(net_output, log_probs)
         raise NotImplementedError(f"{type(self).__name__} has no get_normalized_probs")
 
+    def get_logits(self, net_output: Any, sample: dict[str, Any] | None = None) -> Tensor | None:
+        """The logits [... x V], if :meth:`get_normalized_probs` is their plain softmax; else None.
+
+        A criterion with the logits needs no log-probabilities. A model or decoder that overrides
+        ``get_normalized_probs``, or whose softmax is adaptive, gives None.
+        """
+        if type(self).get_normalized_probs is not BaseModel.get_normalized_probs:
+            return None
+        decoder = getattr(self, "decoder", None)
+        if decoder is None:
+            return net_output if torch.is_tensor(net_output) else None
+        plain = getattr(type(decoder), "get_normalized_probs", None) is Decoder.get_normalized_probs
+        return net_output[0] if plain and decoder.adaptive_softmax is None else None
+
     def extract_features(self, *args: Any, **kwargs: Any) -> Any:
         """As ``forward``, without the output layer."""
         return self(*args, **kwargs)
@@ -79,11 +94,20 @@ class BaseModel(nn.Module):
             model_cfg: the model's options. Its ``*_layers_to_keep`` select layers of a deeper model, and are reset.
             args: the same, for callers that pass a namespace.
             assign: see ``nn.Module.load_state_dict``.
+
+        Raises:
+            CheckpointError: the parameters are those of another model.
         """
         state = dict(state_dict)
         self.upgrade_state_dict(state)
         state = prune_layers(state, args if model_cfg is None else model_cfg)
-        return super().load_state_dict(state, strict=strict, assign=assign)
+        try:
+            return super().load_state_dict(state, strict=strict, assign=assign)
+        except RuntimeError as error:
+            misfit = describe_misfit(self, state)
+            if not misfit:
+                raise
+            raise CheckpointError(misfit) from error
 
     def upgrade_state_dict(self, state_dict: dict[str, Tensor]) -> None:
         """Bring an old checkpoint's parameters up to date, in place."""

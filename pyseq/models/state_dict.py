@@ -57,3 +57,34 @@ def prune_layers(state_dict: dict[str, Any], cfg: Any) -> dict[str, Any]:
         if kept is not None:
             setattr(cfg, f"{part}_layers_to_keep", None)
     return pruned
+
+
+def describe_misfit(model: nn.Module, state_dict: dict[str, Any]) -> str:
+    """How the names and shapes in ``state_dict`` differ from those of ``model``; empty if they do not."""
+    own = model.state_dict()
+    shapes = [
+        f"{name} {_shape(state_dict[name])} instead of {_shape(value)}"
+        for name, value in own.items()
+        if name in state_dict and isinstance(value, Tensor) and _shape(state_dict[name]) != _shape(value)
+    ]
+    differences = {
+        "it lacks": [name for name in own if name not in state_dict],
+        "the model has no": [name for name in state_dict if name not in own],
+        "other sizes:": shapes,
+    }
+    told = [f"{what} {_some(names)}" for what, names in differences.items() if names]
+    if not told:
+        return ""
+    return (
+        f"the checkpoint does not fit this {type(model).__name__}: {'; '.join(told)}. It was trained with another "
+        "--arch, other model options, or another dictionary."
+    )
+
+
+def _shape(value: Any) -> str:
+    return " x ".join(map(str, value.shape)) or "scalar"
+
+
+def _some(names: list[str], count: int = 3) -> str:
+    rest = len(names) - count
+    return ", ".join(names[:count]) + (f" and {rest} more" if rest > 0 else "")

@@ -6,7 +6,7 @@ from pyseq.modules.embedding import Embedding, load_embedding
 from pyseq.modules.incremental_state import IncrementalState, with_incremental_state
 from pyseq.modules.layer_drop import LayerDropModuleList
 from pyseq.modules.layer_norm import LayerNorm
-from pyseq.modules.linear import Linear, xavier_linear
+from pyseq.modules.linear import xavier_linear
 from pyseq.modules.multihead_attention import MultiheadAttention
 from pyseq.modules.positional_embedding import (
     LearnedPositionalEmbedding,
@@ -22,7 +22,6 @@ __all__ = [
     "LayerDropModuleList",
     "LayerNorm",
     "LearnedPositionalEmbedding",
-    "Linear",
     "MultiheadAttention",
     "PositionalEmbedding",
     "SinusoidalPositionalEmbedding",

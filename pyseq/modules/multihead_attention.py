@@ -126,7 +126,7 @@ class MultiheadAttention(nn.Module, IncrementalState):
             query, key, value, key_padding_mask, incremental_state, static_kv
         )  # B x H x S x D
         k, v, key_padding_mask, attn_mask = self._append_extra_keys(k, v, key_padding_mask, attn_mask)
-        beam = bsz // k.size(0)
+        beam = 1 if k.size(0) == bsz else bsz // k.size(0)
         if beam > 1:
             # The hypotheses of a sentence share its keys: they are further queries of one attention.
             q = q.unflatten(0, (-1, beam)).transpose(1, 2).flatten(2, 3)  # B/beam x H x beam*T x D

@@ -87,8 +87,7 @@ class SinusoidalPositionalEmbedding(nn.Module):
 
     def _grow(self, size: int) -> None:
         if size > self.weights.size(0):
-            table = self.get_embedding(size, self.embedding_dim, self.padding_idx)
-            self.weights = table.to(self.weights)
+            self.weights = self.get_embedding(size, self.embedding_dim, self.padding_idx).to(self.weights)
 
 
 def PositionalEmbedding(

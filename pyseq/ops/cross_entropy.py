@@ -155,8 +155,8 @@ def _check(logits: Tensor, target: Tensor, label_smoothing: float, smoothing_for
         raise TypeError(f"targets must be class numbers of an integer dtype, not {target.dtype}")
     if logits.dim() == 0 or logits.shape[:-1] != target.shape:
         raise ValueError(
-            f"logits {tuple(logits.shape)} and target {tuple(target.shape)} do not fit: logits have one more dimension, the "
-            "classes, and it is the last"
+            f"logits {tuple(logits.shape)} and target {tuple(target.shape)} do not fit: logits have one more "
+            "dimension, the classes, and it is the last"
         )
     if logits.device != target.device:
         raise ValueError(f"logits are on {logits.device}, the target is on {target.device}")

@@ -161,7 +161,7 @@ class Task:
             return self.dataset_to_epoch_iter[id(dataset)]
         dataset.set_epoch(epoch)
         # Batches that serve every epoch are those of a run that began at epoch 1, whatever epoch it is resumed at.
-        with data_utils.numpy_seed(seed + (1 if reuse else epoch)):
+        with data_utils.numpy_seed(seed + (1 if reuse and not self.has_sharded_data("train") else epoch)):
             indices = dataset.ordered_indices()
         if max_positions is not None:
             indices = self.filter_indices_by_size(indices, dataset, max_positions, ignore_invalid_inputs)

@@ -100,7 +100,7 @@ def load_langpair_dataset(
         if prefix is None:
             if k == 0:
                 raise DataError(
-                    f"no '{split}' data for {src}-{tgt} in {data_path}: expected {split}.{src}-{tgt}.{src} (.bin and .idx). "
+                    f"no '{split}' data for {src}-{tgt} in {data_path}: expected {split}.{src}-{tgt}.{src}.bin. "
                     "Make it with pyseq-preprocess, or give the split it is called by."
                 )
             break

@@ -97,7 +97,8 @@ def mismatch(model: nn.Module, saved: dict[str, Any], path: str, error: Exceptio
     shapes = [k for k in own if k in saved and own[k].shape != saved[k].shape]
     if shapes:
         key = shapes[0]
-        reasons.append(f"{len(shapes)} of other shape ({key}: {tuple(saved[key].shape)} there, {tuple(own[key].shape)} here)")
+        there, here = tuple(saved[key].shape), tuple(own[key].shape)
+        reasons.append(f"{len(shapes)} of other shape ({key}: {there} there, {here} here)")
     missing, extra = [k for k in own if k not in saved], [k for k in saved if k not in own]
     if missing:
         reasons.append(f"{len(missing)} missing ({missing[0]}, ...)")
@@ -105,8 +106,8 @@ def mismatch(model: nn.Module, saved: dict[str, Any], path: str, error: Exceptio
         reasons.append(f"{len(extra)} unknown here ({extra[0]}, ...)")
     detail = "; ".join(reasons) or next(iter(str(error).splitlines()), "")
     return (
-        f"the weights in {path} do not fit this model: {detail}. Give the --arch, sizes and dictionaries it was trained "
-        "with, or another --save-dir to start afresh."
+        f"the weights in {path} do not fit this model: {detail}. Give the --arch, sizes and dictionaries it was "
+        "trained with, or another --save-dir to start afresh."
     )
 
 
@@ -114,13 +115,15 @@ def load_optimizer(trainer: Trainer, state: dict[str, Any], path: str) -> None:
     """Restore optimizer, schedule and update count; refuses the state of another criterion or optimizer."""
     history = state.get("optimizer_history") or []
     if not history:
-        raise CheckpointError(f"{path} has no optimizer history: give --reset-optimizer, or --finetune-from-model {path}")
+        raise CheckpointError(f"{path} has no optimizer history: give --reset-optimizer, or --finetune-from-model")
     last = history[-1]
-    for kind, here in (("criterion", type(trainer.criterion).__name__), ("optimizer", optimizer_name(trainer.optimizer))):
+    names = {"criterion": type(trainer.criterion).__name__, "optimizer": optimizer_name(trainer.optimizer)}
+    for kind, here in names.items():
         there = last.get(f"{kind}_name")
         if there not in (None, here):
             raise CheckpointError(
-                f"{path} was trained with the {kind} {there}, this run uses {here}: give --reset-optimizer to go on all the same"
+                f"{path} was trained with the {kind} {there}, this run uses {here}: give --reset-optimizer to go on "
+                "all the same"
             )
     if not trainer.cfg.checkpoint.reset_lr_scheduler:
         trainer.lr_scheduler.load_state_dict(last.get("lr_scheduler_state") or {})

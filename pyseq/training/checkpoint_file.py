@@ -37,7 +37,7 @@ def load_checkpoint_file(path: str | os.PathLike[str], unsafe: bool = False) -> 
         unsafe: fall back to pickle, which runs code that the file contains, if the safe loader refuses the file.
 
     Raises:
-        CheckpointError: no such file, a damaged or truncated file, one that is no checkpoint, or one that the safe loader refuses.
+        CheckpointError: the file is missing, damaged, cut short, no checkpoint, or refused by the safe loader.
     """
     if not os.path.isfile(path):
         raise CheckpointError(f"no checkpoint at {path}{_neighbours(path)}")
@@ -47,11 +47,11 @@ def load_checkpoint_file(path: str | os.PathLike[str], unsafe: bool = False) -> 
     except pickle.UnpicklingError as error:
         refused = re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error))
         if refused is None:
-            raise CheckpointError(f"{path} is damaged, cut short or no checkpoint. Use another one of the run.") from None
+            raise CheckpointError(f"{path} is damaged, cut short or no checkpoint. Use another one.") from None
         if not unsafe:
             raise CheckpointError(
-                f"{path} holds a {refused.group(1)}, which the safe loader refuses. If you trust where the file comes from, "
-                "load it with --unsafe-load, which runs code that the file contains."
+                f"{path} holds a {refused.group(1)}, which the safe loader refuses. If you trust where the file comes "
+                "from, load it with --unsafe-load, which runs code that the file contains."
             ) from None
         state = torch.load(path, map_location="cpu", weights_only=False)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
@@ -80,8 +80,8 @@ def save_checkpoint_file(state: dict[str, Any], path: str | os.PathLike[str]) ->
         with contextlib.suppress(OSError):
             os.remove(temporary)
         raise CheckpointError(
-            f"could not write {path} ({_first_line(_root(error))}). Checkpoints saved before are untouched: make room and "
-            "run the same command again to resume."
+            f"could not write {path} ({_first_line(_root(error))}). Checkpoints saved before are untouched: make room "
+            "and run the same command again to resume."
         ) from error
 
 

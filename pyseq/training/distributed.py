@@ -27,7 +27,7 @@ def init(cfg: DistributedConfig, use_cuda: bool) -> None:
     if world <= 1:
         return
     if "RANK" not in os.environ:
-        raise ConfigError(f"world size {world}, but RANK is not set: launch with `torchrun --nproc-per-node {world} ...`")
+        raise ConfigError(f"world size {world}, but RANK is not set: launch with torchrun --nproc-per-node {world}")
     cfg.distributed_world_size, cfg.distributed_rank = world, int(os.environ["RANK"])
     cfg.device_id = int(os.environ.get("LOCAL_RANK", cfg.device_id))
     if use_cuda:

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def dry_run(trainer: Trainer, epochs: Epochs) -> None:
-    """Forward and backward of the largest batch; logs its shape, the time, the memory estimate and the parameter count."""
+    """Forward and backward of the largest batch; logs its shape, the time, the memory and the parameter count."""
     batches = epochs.iterator
     largest = max(range(len(batches.frozen_batches)), key=lambda i: cells(trainer, batches.frozen_batches[i]))
     indices = batches.frozen_batches[largest]
@@ -30,9 +30,11 @@ def dry_run(trainer: Trainer, epochs: Epochs) -> None:
         trainer.average_and_clip_gradients(update)
     seconds = time.perf_counter() - start
     tokens = sample["net_input"].get("src_tokens")
+    shape = tuple(tokens.shape) if torch.is_tensor(tokens) else "?"
     logger.info("dry run: %d batches an epoch; the largest has sources of shape %s, %s target tokens",
-                len(batches), tuple(tokens.shape) if torch.is_tensor(tokens) else "?", sample.get("ntokens"))  # fmt: skip
-    logger.info("dry run: loss %.3f, first forward and backward took %.2f s", utils.item(loss.detach() / sample_size), seconds)
+                len(batches), shape, sample.get("ntokens"))  # fmt: skip
+    logger.info("dry run: loss %.3f, first forward and backward took %.2f s",
+                utils.item(loss.detach() / sample_size), seconds)  # fmt: skip
     for line in memory_lines(trainer):
         logger.info("dry run: %s", line)
 

@@ -1,4 +1,4 @@
-"""Progress on the terminal, in the log and in files: fairseq's formats, plus a JSON-lines file that is always written."""
+"""Progress on the terminal, in the log and in files: fairseq's formats, and a JSON-lines file that is always there."""
 
 from __future__ import annotations
 
@@ -86,7 +86,8 @@ class Progress:
         return self.size
 
     def __iter__(self) -> Iterator[Any]:
-        for self.i, item in enumerate(self.iterable, start=self.start):
+        for i, item in enumerate(self.iterable, start=self.start):
+            self.i = i
             yield item
 
     def due(self, step: int | None) -> bool:
@@ -144,7 +145,8 @@ class TqdmProgress(SimpleProgress):
             self.iterable, self.prefix, total=self.size or None, initial=self.start, leave=False, dynamic_ncols=True
         )
         with self.bar:
-            for self.i, item in enumerate(self.bar, start=self.start):
+            for i, item in enumerate(self.bar, start=self.start):
+                self.i = i
                 yield item
 
     def log(self, stats: Stats, tag: str | None = None, step: int | None = None) -> None:

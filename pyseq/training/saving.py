@@ -143,7 +143,7 @@ class Saver:
 
 
 def numbered(folder: str, pattern: str) -> list[tuple[float, str]]:
-    """(number, path) of every file in ``folder`` whose whole name matches ``pattern``, whose first group is a number."""
+    """(number, path) of every file in ``folder`` whose name matches ``pattern``, whose first group is the number."""
     found = []
     for name in os.listdir(folder):
         match = re.fullmatch(pattern, name)

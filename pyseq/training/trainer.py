@@ -118,8 +118,8 @@ class Trainer:
             ]
             raise TrainingError(
                 f"the gradient norm is {grad_norm.item()} at update {self.num_updates + 1}: non-finite gradients in "
-                f"{len(names)} parameters ({', '.join(names[:5]) or 'none: the norm overflowed'}). Lower --lr, lengthen "
-                "the warm-up, or set --clip-norm; the last checkpoint is intact."
+                f"{len(names)} parameters ({', '.join(names[:5]) or 'none: the norm overflowed'}). Lower --lr, "
+                "lengthen the warm-up, or set --clip-norm; the last checkpoint is intact."
             )
         return grad_norm
 
@@ -216,7 +216,7 @@ def optimizer_name(optimizer: Any) -> str:
 
 
 def count_tokens(samples: list[Sample]) -> tuple[int, int]:
-    """Real tokens, and cells of the padded tensors, source and target together. Counted on the host, before any copy."""
+    """Real tokens, and cells of the padded tensors, source and target together; counted before they leave the host."""
     tokens = cells = 0
     for sample in samples:
         inputs = sample.get("net_input", {})

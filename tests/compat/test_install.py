@@ -46,18 +46,22 @@ def test_real_fairseq_wins(tmp_path: Path) -> None:
 def test_a_bare_folder_called_fairseq_does_not(tmp_path: Path) -> None:
     """Like the root of a clone of its repository."""
     (tmp_path / "fairseq" / "docs").mkdir(parents=True)
-    code = "from pyseq import compat; compat.install(); from fairseq.models import FairseqEncoder as E; print(E.__module__)"
+    code = "from pyseq import compat; compat.install(); import fairseq.models as m; print(m.FairseqEncoder.__module__)"
     assert run(code, tmp_path) == "pyseq.models.encoder\n"
 
 
 def test_real_omegaconf_wins(tmp_path: Path) -> None:
     (tmp_path / "omegaconf.py").write_text("II = 'real'\n")
-    assert run("from pyseq import compat; compat.install(); import omegaconf; print(omegaconf.II)", tmp_path) == "real\n"
+    assert (
+        run("from pyseq import compat; compat.install(); import omegaconf; print(omegaconf.II)", tmp_path) == "real\n"
+    )
 
 
 @needs_alias
 def test_missing_name_gives_the_nearest() -> None:
-    with pytest.raises(ImportError, match="fairseq.models has no 'FairseqEncoderDecoder' in pyseq.*'FairseqEncoderDecoderModel'"):
+    with pytest.raises(
+        ImportError, match="fairseq.models has no 'FairseqEncoderDecoder' in pyseq.*'FairseqEncoderDecoderModel'"
+    ):
         from fairseq.models import FairseqEncoderDecoder  # noqa: F401
     with pytest.raises(ImportError, match=r"fairseq has no 'model' in pyseq. Did you mean 'models'"):
         from fairseq import model  # noqa: F401
@@ -65,7 +69,9 @@ def test_missing_name_gives_the_nearest() -> None:
 
 @needs_alias
 def test_missing_module_gives_the_nearest() -> None:
-    with pytest.raises(ImportError, match="fairseq.models has no 'transformer_align' in pyseq. Did you mean 'transformer"):
+    with pytest.raises(
+        ImportError, match="fairseq.models has no 'transformer_align' in pyseq. Did you mean 'transformer"
+    ):
         import fairseq.models.transformer_align  # noqa: F401
     with pytest.raises(ImportError, match="fairseq.models has no 'wav2vec' in pyseq"):
         from fairseq.models.wav2vec.wav2vec2 import Wav2Vec2Model  # noqa: F401
@@ -111,7 +117,7 @@ def test_pickles_that_name_fairseqs_classes_load() -> None:
 def test_script_runner(tmp_path: Path) -> None:
     (tmp_path / "helper.py").write_text("value = 3\n")
     (tmp_path / "script.py").write_text(
-        "import sys, helper\nfrom fairseq.data import Dictionary\nprint(sys.argv[1:], helper.value, len(Dictionary()))\n"
+        "import sys, helper\nfrom fairseq.data import Dictionary as D\nprint(sys.argv[1:], helper.value, len(D()))\n"
     )
     command = [sys.executable, "-m", "pyseq.compat", str(tmp_path / "script.py"), "--flag", "x"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)

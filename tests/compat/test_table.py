@@ -17,9 +17,9 @@ USED = {
     "fairseq": "checkpoint_utils data distributed_utils metrics models options scoring search tasks tokenizer utils",
     "fairseq.criterions": "FairseqCriterion LegacyFairseqCriterion register_criterion build_criterion",
     "fairseq.criterions.label_smoothed_cross_entropy": "LabelSmoothedCrossEntropyCriterion label_smoothed_nll_loss",
-    "fairseq.data": "AppendTokenDataset BaseWrapperDataset ConcatDataset Dictionary FairseqDataset IdDataset data_utils "
+    "fairseq.data": "AppendTokenDataset BaseWrapperDataset ConcatDataset Dictionary FairseqDataset IdDataset encoders "
     "LanguagePairDataset MonolingualDataset NestedDictionaryDataset NumelDataset NumSamplesDataset PrependTokenDataset "
-    "RightPadDataset StripTokenDataset TokenBlockDataset TruncateDataset TruncatedDictionary encoders iterators",
+    "RightPadDataset StripTokenDataset TokenBlockDataset TruncateDataset TruncatedDictionary data_utils iterators",
     "fairseq.data.data_utils": "collate_tokens load_indexed_dataset numpy_seed post_process infer_language_pair",
     "fairseq.data.encoders": "build_bpe build_tokenizer register_bpe register_tokenizer",
     "fairseq.dataclass": "ChoiceEnum FairseqDataclass",

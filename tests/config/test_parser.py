@@ -65,13 +65,13 @@ def test_what_is_wrong_is_said(argv, message):
 
 
 def test_no_carried_flag_is_called_unsupported():
-    flags = set(get_training_parser().flags()) | set(get_generation_parser().flags()) | set(get_eval_lm_parser().flags())
-    assert not flags & set(UNSUPPORTED)
+    for parser in (get_training_parser(), get_generation_parser(), get_eval_lm_parser()):
+        assert not set(parser.flags()) & set(UNSUPPORTED)
 
 
 def test_help_shows_the_chosen_plugins_options(capsys):
     with pytest.raises(SystemExit) as stop:
-        parse_args_and_arch(get_training_parser(), ["--arch", "transformer", "--lr-scheduler", "inverse_sqrt", "--help"])
+        parse_args_and_arch(get_training_parser(), ["-a", "transformer", "--lr-scheduler", "inverse_sqrt", "--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert "--encoder-layers" in shown and "--warmup-updates" in shown
@@ -88,7 +88,8 @@ def test_yaml_flat_with_flags_winning(tmp_path):
     assert (cfg.optimizer._name, cfg.optimizer.adam_betas) == ("adam", "(0.9, 0.98)")
     assert (cfg.model.encoder_layers, cfg.model.decoder_layers) == (3, 6)
     assert cfg.task.left_pad_source is False and cfg.optimization.sentence_avg is True
-    over = config_from_args(parse_args_and_arch(get_training_parser(), [*args, "--max-tokens", "7", "--arch", "transformer_tiny"]))
+    args += ["--max-tokens", "7", "--arch", "transformer_tiny"]
+    over = config_from_args(parse_args_and_arch(get_training_parser(), args))
     assert (over.dataset.max_tokens, over.model.encoder_embed_dim, over.model.encoder_layers) == (7, 64, 3)
 
 

@@ -1,10 +1,12 @@
-"""The CUDA sources compile without a warning and without a spill for every GPU that is supported. Nothing is run."""
+"""The GPU kernels compile without a warning and without a spill for every GPU that is supported. Nothing is run."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,36 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 ARCHITECTURES = ("80", "90", "100")
-# ptxas says what it used of the GPU for each kernel, and warns where registers do not suffice.
-FLAGS = "-std=c++17 -O3 --Werror all-warnings -Xcompiler -Wall,-Wextra,-Werror -Xptxas -v,-warn-spills".split()
+
+TRITON_COMPILE = """
+import sys, pathlib, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from pyseq.kernels import cross_entropy as kernels
+
+scalars = dict(cols="i32", row_stride="i64", ignore_index="i32", nll_weight="fp32", smooth_weight="fp32")
+forward = dict(target="*i64", loss="*fp32", nll="*fp32", correct="*i8", stats="*fp32", **scalars)
+backward = dict(grad_loss="*fp32", target="*i64", stats="*fp32", **scalars)
+for capability, name, size in ((80, "bf16", 2), (90, "bf16", 2), (90, "fp32", 4), (90, "fp16", 2), (100, "bf16", 2)):
+    block, num_warps = kernels.launch(32000, size)
+    sources = (
+        (kernels._forward_kernel, dict(logits="*" + name, **forward)),
+        (kernels._backward_kernel, dict(logits="*" + name, grad="*" + name, **backward)),
+    )
+    for kernel, types in sources:
+        signature = {argument: types.get(argument, "constexpr") for argument in kernel.arg_names}
+        source = ASTSource(kernel, signature, constexprs={"BLOCK": block})
+        target = GPUTarget("cuda", capability, 32)
+        compiled = triton.compile(source, target=target, options={"num_warps": num_warps})
+        file = pathlib.Path(sys.argv[1], f"{kernel.fn.__name__}-{name}-sm_{capability}.cubin")
+        file.write_bytes(compiled.asm["cubin"])
+"""
+
+
+def assert_no_spills(report: str, kernels: int) -> None:
+    """``report`` is what ptxas -v says: registers, stack and spills of each kernel."""
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    assert len(spills) >= kernels > 0 and all(pair == ("0", "0") for pair in spills), report
 
 
 def test_there_are_sources() -> None:
@@ -22,17 +52,38 @@ def test_there_are_sources() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
-def test_compiles_without_warnings_and_spills(source: Path, tmp_path: Path) -> None:
+def test_cuda_compiles_without_warnings_and_spills(source: Path, tmp_path: Path) -> None:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("nvcc is not on the PATH: CUDA sources were not compiled")
-    targets = [flag for sm in ARCHITECTURES for flag in ("-gencode", f"arch=compute_{sm},code=sm_{sm}")]
-    command = [nvcc, *FLAGS, *targets, f"-I{ROOT / 'csrc'}", "-c", str(source), "-o", str(tmp_path / "out.o")]
+    command = [nvcc, "-std=c++17", "-O3", f"-I{ROOT / 'csrc'}", "-c", str(source), "-o", str(tmp_path / "out.o")]
+    command += ["--Werror", "all-warnings", "-Xcompiler", "-Wall,-Wextra,-Werror", "-Xptxas", "-v,-warn-spills"]
+    for sm in ARCHITECTURES:
+        command += ["-gencode", f"arch=compute_{sm},code=sm_{sm}"]
     done = subprocess.run(command, capture_output=True, text=True)
     report = done.stdout + done.stderr
-    assert done.returncode == 0, report
-    assert "warning" not in report, report
-    kernels = re.findall(r"Compiling entry function '(\w+)' for 'sm_(\d+)'", report)
-    assert {sm for _, sm in kernels} == set(ARCHITECTURES)
-    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
-    assert len(spills) >= len(kernels) and all(pair == ("0", "0") for pair in spills), report
+    assert done.returncode == 0 and "warning" not in report, report
+    kernels = re.findall(r"Compiling entry function '\w+' for 'sm_(\d+)'", report)
+    assert set(kernels) == set(ARCHITECTURES)
+    assert_no_spills(report, len(kernels))
+
+
+@pytest.mark.slow
+def test_triton_kernels_compile_for_gpus_that_are_not_here(tmp_path: Path) -> None:
+    triton = pytest.importorskip("triton", reason="triton is not installed: its kernels were not compiled")
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", TRITON_COMPILE, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    cubins = list(tmp_path.glob("*.cubin"))
+    assert len(cubins) == 10
+    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    for cubin in cubins:
+        command = [cuobjdump, "--dump-resource-usage", cubin]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert re.search(r"STACK:0 .*LOCAL:0 ", usage), f"{cubin.name} spills registers: {usage}"

@@ -96,6 +96,7 @@ def test_the_compiled_function_refuses_what_it_cannot_read() -> None:
 
 
 @given(st.lists(st.integers(0, 40), max_size=80), st.integers(0, 80), st.integers(0, 20), st.integers(1, 9))
+@settings(deadline=None)
 def test_compiled_equals_reference(lengths: list[int], max_tokens: int, max_sentences: int, multiple: int) -> None:
     core = pytest.importorskip("pyseq._core").data
     array = np.array(lengths, dtype=np.int64)
@@ -105,7 +106,7 @@ def test_compiled_equals_reference(lengths: list[int], max_tokens: int, max_sent
 
 
 @given(st.lists(st.integers(0, 20), max_size=80), st.integers(20, 60), st.integers(0, 20), st.integers(1, 9))
-@settings(max_examples=200)
+@settings(deadline=None, max_examples=200)
 def test_every_sample_once_within_the_limits(
     lengths: list[int], max_tokens: int, max_sentences: int, multiple: int
 ) -> None:

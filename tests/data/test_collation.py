@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyseq.data import collation
@@ -169,6 +169,7 @@ def naive_collate(rows: list[list[int]], least: int, multiple: int, rows_wanted:
     multiple=st.integers(1, 9),
     rows_wanted=st.integers(0, 10),
 )
+@settings(deadline=None)
 def test_both_against_lists(
     rows: list[list[int]],
     dtype: Any,

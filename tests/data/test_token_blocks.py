@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyseq.data import token_blocks as module
@@ -88,6 +88,7 @@ def test_the_compiled_functions_refuse_what_they_cannot_read() -> None:
 
 
 @given(sizes_of_sentences, st.sampled_from(BREAK_MODES), st.integers(1, 20), st.integers(0, 3))
+@settings(deadline=None)
 def test_compiled_equals_reference(sizes: list[int], mode: str, block_size: int, separator: int) -> None:
     core = pytest.importorskip("pyseq._core").data
     array = np.array(sizes, dtype=np.int64)
@@ -99,6 +100,7 @@ def test_compiled_equals_reference(sizes: list[int], mode: str, block_size: int,
 
 
 @given(sizes_of_sentences, st.sampled_from(BREAK_MODES), st.integers(1, 20))
+@settings(deadline=None)
 def test_blocks_against_the_tokens_themselves(sizes: list[int], mode: str, block_size: int) -> None:
     """Every token is (sentence, place in it): blocks must hold exactly these tokens, in order, found by their index."""
     stream = [(i, k) for i, size in enumerate(sizes) for k in range(size)]

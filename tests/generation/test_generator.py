@@ -18,7 +18,7 @@ PAD, EOS, UNK = 1, 2, 3
 
 
 def next_lprobs(models: list[Any], source: Tensor, prefixes: list[list[int]]) -> list[list[float]]:
-    """Log of the models' mean probability of each token after each prefix, in float64, from the whole prefix at once."""
+    """Log of the models' mean probability of each token after each prefix: in float64, from whole prefixes."""
     probs = []
     for model in models:
         tokens = torch.tensor(prefixes)
@@ -83,20 +83,20 @@ def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> 
 
 
 SETTINGS = {
-    "beam 1": dict(beam=1),
-    "beam 4": dict(beam=4),
-    "beam wider than the vocabulary allows": dict(beam=50),
-    "min length": dict(beam=3, min_len=4),
-    "no min length": dict(beam=3, min_len=0),
-    "fixed length": dict(beam=3, min_len=6, max_len=6),
-    "one token": dict(beam=3, max_len=1),
-    "length penalty": dict(beam=4, lenpen=0.3),
-    "unnormalized": dict(beam=4, normalize=False),
-    "unknown penalty": dict(beam=4, unkpen=2.0),
-    "unknown bonus": dict(beam=4, unkpen=-2.0),
-    "no unigram twice": dict(beam=4, ngram=1),
-    "no bigram twice": dict(beam=4, ngram=2),
-    "no trigram twice": dict(beam=4, ngram=3),
+    "beam 1": {"beam": 1},
+    "beam 4": {"beam": 4},
+    "beam wider than the vocabulary allows": {"beam": 50},
+    "min length": {"beam": 3, "min_len": 4},
+    "no min length": {"beam": 3, "min_len": 0},
+    "fixed length": {"beam": 3, "min_len": 6, "max_len": 6},
+    "one token": {"beam": 3, "max_len": 1},
+    "length penalty": {"beam": 4, "lenpen": 0.3},
+    "unnormalized": {"beam": 4, "normalize": False},
+    "unknown penalty": {"beam": 4, "unkpen": 2.0},
+    "unknown bonus": {"beam": 4, "unkpen": -2.0},
+    "no unigram twice": {"beam": 4, "ngram": 1},
+    "no bigram twice": {"beam": 4, "ngram": 2},
+    "no trigram twice": {"beam": 4, "ngram": 3},
 }
 
 
@@ -334,9 +334,9 @@ def test_weights_that_are_not_finite_are_told(make_dictionary, make_model, make_
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(beam_size=0), "--beam"),
-        (dict(temperature=0.0), "--temperature"),
-        (dict(min_len=11, max_len_b=10), "--min-len 11"),
+        ({"beam_size": 0}, "--beam"),
+        ({"temperature": 0.0}, "--temperature"),
+        ({"min_len": 11, "max_len_b": 10}, "--min-len 11"),
     ],
 )
 def test_settings_that_cannot_be(options, message, make_dictionary, make_model, make_sample):

@@ -16,7 +16,9 @@ from pyseq.modules.causal_mask import future_mask, mark_causal
 C, H = 24, 4
 
 
-def attention(m: MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+def attention(
+    m: MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, visible: Tensor
+) -> tuple[Tensor, Tensor]:
     """Output [T B C] and weights [H B T S]; ``visible`` [B T S] says which keys a query sees."""
     q, k, v = (
         torch.einsum("tbc,dc->tbd", x, p.weight) + p.bias
@@ -194,9 +196,7 @@ def test_hypotheses_of_a_sentence_share_its_keys(need_weights: bool) -> None:
     m.set_beam_size(beam)
     state: dict = {}
     for _ in range(2):
-        out, weights = m(
-            query, key, key, padding, incremental_state=state, static_kv=True, need_weights=need_weights
-        )
+        out, weights = m(query, key, key, padding, incremental_state=state, static_kv=True, need_weights=need_weights)
         torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
         if need_weights:
             torch.testing.assert_close(weights, expected_weights, rtol=0, atol=1e-12)
@@ -239,3 +239,10 @@ def test_dropout_acts_on_weights_in_training_only() -> None:
 def test_heads_that_do_not_divide_are_refused() -> None:
     with pytest.raises(ConfigError, match="5 attention heads do not divide an embedding of dimension 24"):
         MultiheadAttention(C, 5)
+
+
+def test_a_future_mask_of_another_size_is_no_causal_attention() -> None:
+    m = perturbed(encoder_decoder_attention=True)
+    query, key = torch.randn(3, 2, C, dtype=torch.float64), torch.randn(7, 2, C, dtype=torch.float64)
+    with pytest.raises(RuntimeError):
+        m(query, key, key, need_weights=False, attn_mask=mark_causal(future_mask(3, query.dtype, query.device)))

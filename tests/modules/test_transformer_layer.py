@@ -47,7 +47,9 @@ def torch_twin(ours: nn.Module, pre_norm: bool) -> nn.Module:
     cls = nn.TransformerDecoderLayer if decoder else nn.TransformerEncoderLayer
     twin = cls(C, H, F, dropout=0.0, norm_first=pre_norm).double()
     pairs = {"linear1": "fc1", "linear2": "fc2", "norm1": "self_attn_layer_norm"}
-    pairs |= {"norm2": "encoder_attn_layer_norm", "norm3": "final_layer_norm"} if decoder else {"norm2": "final_layer_norm"}
+    pairs |= (
+        {"norm2": "encoder_attn_layer_norm", "norm3": "final_layer_norm"} if decoder else {"norm2": "final_layer_norm"}
+    )
     for theirs, name in pairs.items():
         getattr(twin, theirs).load_state_dict(getattr(ours, name).state_dict())
     copy_attention(ours.self_attn, twin.self_attn)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pyseq.ops as ops
-from pyseq.errors import UserError
 from pyseq.ops import dispatch
 from pyseq.ops.cross_entropy import Smoothing, reference
 
@@ -139,6 +135,7 @@ def some(rows: int, classes: int, dtype: torch.dtype = torch.float32, scale: flo
 # One less than, equal to and one more than the lanes of each vector and four of them (4, 8, 16, 64), and the blocks of
 # the kernels (1024, 2048); and the classes of a real vocabulary.
 SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 1000, 1025, 2047, 2048, 2049, 9736]
+SIZES_INTERPRETED = [1, 2, 3, 17, 64, 1025, 2049, 9736]  # a row takes the interpreter milliseconds
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -146,8 +143,8 @@ SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 1000,
 @pytest.mark.parametrize("smoothing", [Smoothing(0.0, "fairseq"), Smoothing(0.1, "fairseq"), Smoothing(0.2, "torch")])
 def test_error_is_near_that_of_the_reference(backend: str, dtype: torch.dtype, smoothing: Smoothing) -> None:
     def inputs() -> Iterator[tuple[Tensor, Tensor]]:
-        for classes in SIZES:
-            logits, target = some(5 if backend == "triton" else 12, classes, dtype)  # interpreted rows take long
+        for classes in SIZES_INTERPRETED if backend == "triton" else SIZES:
+            logits, target = some(8, classes, dtype)
             target[1] = IGNORE
             yield logits, target
 
@@ -198,7 +195,7 @@ VALUES: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("values", VALUES)
 @pytest.mark.parametrize("amount", [0.0, 0.1])
 def test_values(backend: str, values: str, amount: float) -> None:
-    inputs = [some(20, 70), some(6, 4100)]
+    inputs = [some(12, 70), some(4, 4100)]
     check(backend, Smoothing(amount, "fairseq"), [(VALUES[values](logits), target) for logits, target in inputs])
 
 
@@ -234,14 +231,14 @@ def test_ignored_rows_are_exactly_zero_whatever_their_logits(backend: str, dtype
 @pytest.mark.parametrize("backend", ["torch", *BACKENDS])
 def test_correct_is_argmax_with_ties_and_nans(backend: str) -> None:
     generator = torch.Generator().manual_seed(5)
-    logits = torch.randint(0, 3, (400, 37), generator=generator).float()  # every row has ties
-    logits[::4] = logits[::4].masked_fill(torch.rand(100, 37, generator=generator) < 0.05, float("nan"))
+    logits = torch.randint(0, 3, (96, 37), generator=generator).float()  # every row has ties
+    logits[::4] = logits[::4].masked_fill(torch.rand(24, 37, generator=generator) < 0.05, float("nan"))
     logits[1::8, 9], logits[2::8] = float("inf"), float("-inf")
     target = logits.argmax(dim=1)
-    target[::3] = torch.randint(37, (134,), generator=generator)
-    result = run(backend, logits, target, Smoothing(0.0, "fairseq"), torch.ones(400))
+    target[::3] = torch.randint(37, (32,), generator=generator)
+    result = run(backend, logits, target, Smoothing(0.0, "fairseq"), torch.ones(96))
     assert torch.equal(result.correct, logits.argmax(dim=1) == target)
-    assert 0 < result.correct.sum() < 400
+    assert 0 < result.correct.sum() < 96
 
 
 @pytest.mark.parametrize("backend", ["torch", *BACKENDS])
@@ -312,11 +309,6 @@ def test_shapes_and_reductions_against_torch(backend: str, shape: tuple[int, ...
         torch.testing.assert_close(got.cpu().view(-1).double(), want.view(-1), rtol=1e-6, atol=1e-6)
 
 
-def test_mean_of_no_rows_is_nan_as_in_torch() -> None:
-    logits, target = some(3, 5)
-    assert ops.cross_entropy(logits, torch.full_like(target, 1), ignore_index=1).isnan()
-
-
 @pytest.mark.parametrize("backend", ["torch", *BACKENDS])
 def test_sums(backend: str) -> None:
     logits, target = some(12, 31)
@@ -348,75 +340,6 @@ def test_gradcheck_of_the_reference(form: str) -> None:
         assert torch.autograd.gradcheck(lambda x, s=smoothing: reference(x, target, s, IGNORE)[0], (leaf,))
 
 
-def test_float64_runs_on_the_reference_and_twice() -> None:
-    logits, target = some(4, 6)
-    leaf = logits.double().requires_grad_()
-    loss = ops.cross_entropy(leaf, target)
-    assert loss.dtype == torch.float64
-    assert torch.autograd.gradgradcheck(lambda x: ops.cross_entropy(x, target), (leaf,))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_second_derivative_is_refused(backend: str) -> None:
-    logits, target = some(4, 6)
-    with running_on(backend) as device:
-        leaf = logits.to(device).requires_grad_()
-        (grad,) = torch.autograd.grad(ops.cross_entropy(leaf, target.to(device)), leaf, create_graph=True)
-        with pytest.raises(RuntimeError, match="differentiated once only"):
-            grad.sum().backward()
-
-
-def test_logits_changed_between_forward_and_backward_are_noticed() -> None:
-    logits, target = some(4, 6)
-    x = logits.requires_grad_() * 1
-    loss = ops.cross_entropy(x, target)
-    x.add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_opcheck(dtype: torch.dtype) -> None:
-    with running_on("cpp"):
-        logits, target = some(5, 17, dtype)
-        target[1] = IGNORE
-        arguments = (logits.requires_grad_(), target, 0.1, "fairseq", IGNORE)
-        torch.library.opcheck(torch.ops.pyseq.cross_entropy.default, arguments)
-        stats = torch.ops.pyseq.cross_entropy(*arguments)[3]
-        arguments = (torch.ones(5), logits.detach(), target, stats.detach(), 0.1, "fairseq", IGNORE)
-        torch.library.opcheck(torch.ops.pyseq.cross_entropy_backward.default, arguments)
-
-
-@pytest.mark.parametrize("backend", ["torch", "cpp"])
-def test_compiles_to_one_graph(backend: str) -> None:
-    def total(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return tuple(ops.cross_entropy_sums(logits * 2, target, label_smoothing=0.1))  # type: ignore[return-value]
-
-    with running_on(backend):
-        torch.compiler.reset()
-        compiled = torch.compile(total, fullgraph=True, backend="aot_eager")
-        for rows, classes in ((5, 17), (6, 19), (7, 23)):  # the third has sizes that the graph takes as symbols
-            logits, target = some(rows, classes)
-            target[1] = IGNORE
-            eager_leaf, leaf = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-            want, got = total(eager_leaf, target), compiled(leaf, target)
-            want[0].backward()
-            got[0].backward()
-            assert all(torch.equal(a, b) for a, b in zip(want, got))
-            assert torch.equal(eager_leaf.grad, leaf.grad)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("backend", ["torch", "cpp-avx512", "cpp-avx2", "cpp-portable"])
-@pytest.mark.parametrize("value", [-1, 9, 2**40, -(2**40)])
-def test_target_out_of_range_is_told_with_row_and_value(backend: str, value: int) -> None:
-    logits, target = some(5, 9)
-    target[3] = value
-    words = f"row 3 is {value}: .*\\[0, 9\\)"
-    with running_on(backend), pytest.raises(ops.TargetOutOfRangeError, match=words) as caught:
-        ops.cross_entropy(logits, target)
-    assert isinstance(caught.value, UserError) and isinstance(caught.value, IndexError)
-
-
 def test_target_out_of_range_gives_nan_where_looking_would_wait() -> None:
     logits, target = some(5, 9)
     target[3] = 9
@@ -425,39 +348,22 @@ def test_target_out_of_range_gives_nan_where_looking_would_wait() -> None:
     assert result.grad[3].isnan().all() and result.grad[[0, 1, 2, 4]].isfinite().all()
 
 
-def test_bad_arguments_are_told() -> None:
-    logits, target = some(4, 6)
-    wrong: list[tuple[type[Exception], str, tuple[Tensor, Tensor], dict[str, object]]] = [
-        (ValueError, "do not fit", (logits, target[:3]), {}),
-        (ValueError, "do not fit", (logits, target.view(4, 1)), {}),
-        (ValueError, "do not fit", (logits.sum(), target), {}),
-        (TypeError, "floating-point", (logits.long(), target), {}),
-        (TypeError, "integer", (logits, target.float()), {}),
-        (ValueError, "meta", (logits, target.to("meta")), {}),
-        (ValueError, "label_smoothing", (logits, target), {"label_smoothing": 1.5}),
-        (ValueError, "smoothing_form", (logits, target), {"smoothing_form": "other"}),
-        (ValueError, "reduction", (logits, target), {"reduction": "median"}),
-    ]
-    for kind, words, arguments, options in wrong:
-        with pytest.raises(kind, match=words):
-            ops.cross_entropy(*arguments, **options)  # type: ignore[arg-type]
-
-
-def test_targets_of_any_integer_dtype() -> None:
-    logits, target = some(4, 6)
-    want = ops.cross_entropy(logits, target)
-    for dtype in (torch.int32, torch.int16, torch.uint8):
-        assert torch.equal(ops.cross_entropy(logits, target.to(dtype)), want)
-
-
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rounding_of_every_16_bit_number(isa: str, dtype: torch.dtype) -> None:
-    """A gradient of p - 1 with p = 1/2 times any weight passes every number through the conversion to ``dtype``."""
-    logits, target = torch.zeros(1 << 16, 2, dtype=dtype), torch.zeros(1 << 16, dtype=torch.long)
-    weight = torch.arange(1 << 16, dtype=torch.int32).mul(65537).add(0x3FFF).view(torch.float32)
-    result = run(f"cpp-{isa}", logits, target, Smoothing(0.0, "fairseq"), weight)
-    torch.testing.assert_close(result.grad[:, 1], (weight * 0.5).to(dtype), rtol=0, atol=0, equal_nan=True)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_gradients_are_rounded_to_nearest_even(isa: str, dtype: torch.dtype) -> None:
+    # p = 1/2, so that the gradient is half the weight: every number, the midpoint to the next one, and just beside it.
+    numbers = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype).float()
+    following = (torch.arange(1 << 16, dtype=torch.int32) + 1).to(torch.int16).view(dtype).float()
+    middle = numbers + (following - numbers) / 2
+    infinity = torch.tensor(float("inf"))
+    wanted = torch.cat([numbers, middle, middle.nextafter(infinity), middle.nextafter(-infinity)])
+    wanted = wanted[wanted.abs() < 1e38]
+    logits, target = torch.zeros(len(wanted), 2, dtype=dtype), torch.zeros(len(wanted), dtype=torch.long)
+    result = run(f"cpp-{isa}", logits, target, Smoothing(0.0, "fairseq"), wanted * 2)
+    assert torch.equal(result.grad[:, 1], wanted.to(dtype))
+    assert torch.equal(result.grad[:, 0], (-wanted).to(dtype))  # the target, which takes the scalar conversion
+    nan = run(f"cpp-{isa}", logits[:40], target[:40], Smoothing(0.0, "fairseq"), torch.full((40,), float("nan")))
+    assert nan.grad.isnan().all()
 
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
@@ -485,48 +391,3 @@ def test_triton_launch_is_a_pure_function_of_sizes() -> None:
             assert block * element_size <= 32768
             blocks = -(-cols // block)
             assert block <= 1024 or blocks * block <= cols * 1.125
-
-
-TRITON_COMPILE = """
-import sys, pathlib, triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from pyseq.kernels import cross_entropy as kernels
-
-scalars = dict(cols="i32", row_stride="i64", ignore_index="i32", nll_weight="fp32", smooth_weight="fp32")
-forward = dict(target="*i64", loss="*fp32", nll="*fp32", correct="*i8", stats="*fp32", **scalars)
-backward = dict(grad_loss="*fp32", target="*i64", stats="*fp32", **scalars)
-for name, size in (("fp32", 4), ("bf16", 2), ("fp16", 2)):
-    block, num_warps = kernels.launch(32000, size)
-    pointer = "*" + name
-    sources = (
-        (kernels._forward_kernel, dict(logits=pointer, **forward)),
-        (kernels._backward_kernel, dict(logits=pointer, grad=pointer, **backward)),
-    )
-    for kernel, types in sources:
-        signature = {argument: types.get(argument, "constexpr") for argument in kernel.arg_names}
-        source = ASTSource(kernel, signature, constexprs={"BLOCK": block})
-        target = GPUTarget("cuda", int(sys.argv[1]), 32)
-        compiled = triton.compile(source, target=target, options={"num_warps": num_warps})
-        pathlib.Path(sys.argv[2], kernel.fn.__name__ + name + ".ptx").write_text(compiled.asm["ptx"])
-        assert compiled.asm["cubin"]
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("capability", [80, 90, 100])
-def test_triton_kernels_compile_for_gpus_that_are_not_here(capability: int, tmp_path: Path) -> None:
-    if not dispatch.status("triton").available:
-        pytest.skip(dispatch.status("triton").detail)
-    import os
-
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", TRITON_COMPILE, str(capability), str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(list(tmp_path.glob("*.ptx"))) == 6

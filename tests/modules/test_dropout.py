@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import torch
+
+from pyseq.modules import Dropout
+
+
+def test_values_are_dropped_and_the_rest_scaled() -> None:
+    torch.manual_seed(0)
+    x = torch.full((100_000,), 3.0)
+    y = Dropout(0.25)(x)
+    assert set(y.unique().tolist()) == {0.0, 4.0}
+    assert abs((y == 0).float().mean() - 0.25) < 0.01
+
+
+def test_nothing_happens_at_inference_unless_asked() -> None:
+    x = torch.ones(1000)
+    for modules, name, stays in ((None, None, True), (["A"], "A", True), (["B"], "A", False), (["A"], None, False)):
+        dropout = Dropout(0.5, module_name=name).eval()
+        assert dropout(x) is x
+        dropout.make_generation_fast_(name="a.b", retain_dropout=False, retain_dropout_modules=modules)
+        assert dropout(x) is x
+        dropout.make_generation_fast_(name="a.b", retain_dropout=True, retain_dropout_modules=modules)
+        assert bool((dropout(x) == 0).any()) == stays
