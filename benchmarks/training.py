@@ -1,8 +1,8 @@
 """Training speed of the tiny recipe and where its time goes: ``python -m benchmarks.training --reference DIR``.
 
 DIR is the reference folder, whose ``data-bin/`` is trained on. Every case is a process of its own: the allocator as it
-is, and with glibc's mmap and trim thresholds raised, which spares large temporaries their page faults. Cases are
-interleaved and repeated; medians are printed. ``--json FILE`` keeps every sample.
+is, with glibc's mmap and trim thresholds raised (which spares large temporaries their page faults) by the environment,
+and as pyseq-train sets it up. Cases are interleaved and repeated; medians are printed. ``--json FILE`` keeps every sample.
 """
 
 from __future__ import annotations
@@ -29,7 +29,16 @@ RECIPE = shlex.split(
     "--lr-scheduler inverse_sqrt --lr 0.005 --warmup-updates 2000 --max-tokens 4096 --clip-norm 25 --cpu --seed 1 "
     "--no-save --disable-validation --log-format none"
 )
-TUNED = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296", "MALLOC_TOP_PAD_": "67108864"}
+# Environment of each case. glibc as it comes, glibc told by its own variables, and what pyseq-train does by itself.
+CASES = {
+    "default allocator": {},
+    "tuned by environment": {
+        "MALLOC_MMAP_THRESHOLD_": "4294967296",
+        "MALLOC_TRIM_THRESHOLD_": "4294967296",
+        "MALLOC_TOP_PAD_": "67108864",
+    },
+    "as pyseq-train": {"PYSEQ_BENCH_ALLOCATOR": "as pyseq-train"},
+}
 PARTS = ("data wait", "forward", "criterion", "backward", "tail")
 WARM_UP = 5
 
@@ -59,12 +68,15 @@ def child(argv: list[str]) -> None:
     from pyseq.cli.train import build
     from pyseq.config.config import config_from_args
     from pyseq.config.parser import get_training_parser, parse_args_and_arch
+    from pyseq.training.allocator import keep_freed_memory
     from pyseq.training.epochs import Epochs
     from pyseq.training.loop import train
     from pyseq.training.monitor import Monitor
     from pyseq.training.saving import Saver
 
     load_plugins()
+    if os.environ.get("PYSEQ_BENCH_ALLOCATOR") == "as pyseq-train":
+        keep_freed_memory()
     cfg = config_from_args(parse_args_and_arch(get_training_parser(), argv))
     utils.set_all_seeds(1)
     metrics.reset()
@@ -107,8 +119,8 @@ def record_updates(monitor: Any, clock: Clock) -> None:
     monitor.after_update = at_end
 
 
-def measure(reference: Path, updates: int, tuned: bool, extra: list[str]) -> list[dict[str, float]]:
-    environment = os.environ | (TUNED if tuned else {})
+def measure(reference: Path, updates: int, case: dict[str, str], extra: list[str]) -> list[dict[str, float]]:
+    environment = os.environ | case
     with tempfile.TemporaryDirectory() as folder:
         argv = [str(reference / "data-bin"), *RECIPE, "--save-dir", folder, "--max-update", str(updates), *extra]
         result = subprocess.run(
@@ -143,10 +155,10 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3, help="runs of each case")
     parser.add_argument("--json", type=Path, help="write every sample to this file")
     args, extra = parser.parse_known_args()
-    cases: dict[str, list[Any]] = {"default allocator": [], "tuned allocator": []}
+    cases: dict[str, list[Any]] = {name: [] for name in CASES}
     for _ in range(args.repeat):
         for name, runs in cases.items():
-            runs.append(measure(args.reference, args.updates, name.startswith("tuned"), extra))
+            runs.append(measure(args.reference, args.updates, CASES[name], extra))
             print(f"  {name}: {summary(runs[-1:])['tokens_per_second']:.0f} target tokens/s", file=sys.stderr)
     results = {name: summary(runs) for name, runs in cases.items()}
     columns = ("tokens_per_second", "lowest", "highest", "update", *PARTS, "other")

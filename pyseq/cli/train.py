@@ -21,6 +21,7 @@ from pyseq.data.data_utils import check_unlisted_valid_subsets
 from pyseq.errors import ConfigError
 from pyseq.tasks import setup_task
 from pyseq.training import distributed
+from pyseq.training.allocator import keep_freed_memory
 from pyseq.training.checkpoint import restore
 from pyseq.training.dry_run import dry_run
 from pyseq.training.epochs import Epochs
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     set_up_logging()
     check(cfg)
+    keep_freed_memory()
     metrics.reset()
     utils.set_all_seeds(cfg.common.seed)
     try:
