@@ -29,6 +29,9 @@ from pyseq.cli.plugins import load_plugins
 from pyseq.cli.train import build
 from pyseq.config.config import Config, config_from_args
 from pyseq.config.parser import get_training_parser, parse_args_and_arch
+from pyseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
+from pyseq.optim import build_optimizer
+from pyseq.optim.lr_scheduler import build_lr_scheduler
 from pyseq.training.checkpoint import load_optimizer, load_weights
 from pyseq.training.checkpoint_file import load_checkpoint_file
 from pyseq.training.epochs import Epochs
@@ -133,7 +136,26 @@ class Record:
         trainer.average_and_clip_gradients = recorded_average  # type: ignore[method-assign]
 
 
-def run_training(cfg: Config, checkpoint: Path, resume: bool = False) -> tuple[Record, Trainer]:
+def in_double(trainer: Trainer) -> None:
+    """Do the trainer's arithmetic in float64, with the loss written out in torch."""
+    trainer.module.double()
+    trainer.optimizer = build_optimizer(trainer.cfg.optimizer, list(trainer.module.parameters()))
+    trainer.lr_scheduler = build_lr_scheduler(trainer.cfg.lr_scheduler, trainer.optimizer)
+    trainer.lr_scheduler.step_update(0)
+    epsilon, pad = trainer.cfg.criterion.label_smoothing, trainer.task.target_dictionary.pad()
+
+    def step(sample: Any, model: Any, criterion: Any, optimizer: Any, update_num: int) -> Any:
+        lprobs = torch.log_softmax(model(**sample["net_input"])[0], dim=-1)
+        loss, nll = label_smoothed_nll_loss(lprobs, sample["target"], epsilon, ignore_index=pad)
+        loss.backward()
+        ntokens = sample["ntokens"]
+        log = {"loss": loss.detach(), "nll_loss": nll.detach(), "ntokens": ntokens, "sample_size": ntokens}
+        return loss, ntokens, log
+
+    trainer.task.train_step = step
+
+
+def run_training(cfg: Config, checkpoint: Path, resume: bool = False, double: bool = False) -> tuple[Record, Trainer]:
     """Train by the project's own loop from fairseq's checkpoint."""
     metrics.reset()
     utils.set_all_seeds(cfg.common.seed)
@@ -141,6 +163,8 @@ def run_training(cfg: Config, checkpoint: Path, resume: bool = False) -> tuple[R
     epochs, saver = Epochs(cfg, trainer.task, trainer.model), Saver(cfg.checkpoint)
     state = load_checkpoint_file(checkpoint)
     load_weights(trainer, state, str(checkpoint))
+    if double:
+        in_double(trainer)
     if resume:
         load_optimizer(trainer, state, str(checkpoint))
         # The reference's checkpoint does not say where in the epoch it is: 20 batches in.
@@ -189,6 +213,24 @@ def check_resume(folder: Path, argv: list[str], report: Report) -> None:
         resumed, _ = run_training(cfg, folder / "checkpoints" / "plain_update20.pt", resume=True)
     loss = largest(resumed.loss, straight.loss[20:])
     report.add("from plain_update20.pt: loss of 10 more updates (bits)", f"{loss:.1e}", "5e-5", loss <= 5e-5)
+
+
+def check_float64(folder: Path, report: Report) -> None:
+    """How far fairseq's runs and ours are from the same runs in float64: what is rounding, and whose."""
+    for name in ("plain", "clip1_warmup20", "clip1_warmup20_uf2"):
+        reference = json.loads((folder / "runs" / f"{name}.json").read_text())
+        with quiet():
+            cfg = training_config(folder, reference["argv"], [])
+            exact, _ = run_training(cfg, folder / "checkpoints" / "init.pt", double=True)
+            ours, _ = run_training(cfg, folder / "checkpoints" / "init.pt")
+        theirs = largest([u["loss_base2"] for u in reference["updates"]], exact.loss)
+        own = largest(ours.loss, exact.loss)
+        report.add(
+            f"{name}: loss, distance from float64 (bits)",
+            f"{own:.1e}",
+            f"twice fairseq's own, {theirs:.1e}",
+            own <= 2 * theirs,
+        )
 
 
 def parse_output(lines: list[str]) -> tuple[dict[int, tuple[float, str]], str]:
@@ -264,13 +306,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path, help="the reference folder")
     parser.add_argument("--only", help="run the checks whose name contains this")
+    parser.add_argument("--float64", action="store_true", help="also measure both against float64 (some minutes)")
     args = parser.parse_args(argv)
     if not (args.folder / "data-bin").is_dir():
         print(f"no reference at '{args.folder}': give the folder that holds data-bin/, e.g. REFERENCE=...")
         return 1
     load_plugins()
     report = Report()
-    checks = (check_preprocess, check_batches, check_training, check_checkpoint_layout, check_generation)
+    checks = [check_preprocess, check_batches, check_training, check_checkpoint_layout, check_generation]
+    if args.float64:
+        checks.append(check_float64)
     for check in checks:
         if args.only is None or args.only in check.__name__:
             check(args.folder, report)

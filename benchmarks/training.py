@@ -1,8 +1,8 @@
 """Training speed of the tiny recipe and where its time goes: ``python -m benchmarks.training --reference DIR``.
 
 DIR is the reference folder, whose ``data-bin/`` is trained on. Every case is a process of its own: the allocator as it
-is, with glibc's mmap and trim thresholds raised (which spares large temporaries their page faults) by the environment,
-and as pyseq-train sets it up. Cases are interleaved and repeated; medians are printed. ``--json FILE`` keeps every sample.
+is, with glibc's thresholds raised by the environment (which spares large temporaries their page faults), and as
+pyseq-train sets it up. Cases are interleaved and repeated; medians are printed. ``--json FILE`` keeps every sample.
 """
 
 from __future__ import annotations

@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Triton reads this when it is first imported. Without a GPU its kernels are interpreted.
+if not os.path.exists("/dev/nvidiactl"):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A busy machine is no defect.
+settings.register_profile("pyseq", deadline=None)
+settings.load_profile("pyseq")
+
+
+@pytest.fixture(autouse=True)
+def own_logging():
+    """Commands set logging up for a process of their own: take their handlers away again."""
+    handlers = logging.getLogger().handlers
+    before = list(handlers)
+    yield
+    handlers[:] = before
 
 
 def folder_from_environment(variable: str, contains: str) -> Path:

@@ -1,49 +1,38 @@
-#!/usr/bin/env bash
-# Multi30k, English to German, from raw text to BLEU: the tiny recipe.
+#!/bin/bash
+# Multi30k, English to German, from raw text to BLEU.
 #
-#   run.sh RAW WORK [pyseq-train options ...]
+#   examples/multi30k/run.sh CORPUS [OUT] [options for pyseq-train]
 #
-# RAW has train, val and test_2016_flickr, each with .en.gz and .de.gz (Multi30k task 1). WORK is made and filled; running
-# again goes on where an earlier run stopped. Options at the end go to pyseq-train (--max-epoch 15, say).
+# CORPUS has train, val and test_2016_flickr, each .en and .de, plain or .gz. OUT (default: multi30k) gets everything that
+# is made; what is there already is not made again, so the same command resumes. Options at the end win over the recipe's:
+#   examples/multi30k/run.sh ~/multi30k/raw out --max-epoch 15 --seed 2
 set -euo pipefail
-[ $# -ge 2 ] || { sed -n '2,8p' "$0"; exit 1; }
-raw=$1 work=$2; shift 2
-text=$work/text data=$work/data-bin save=$work/checkpoints
-mkdir -p "$text"
 
-tokenize() {  # Moses, lower case; the command line of sacremoses would escape apostrophes
-  python -c '
-import sys
-from sacremoses import MosesPunctNormalizer, MosesTokenizer
-normalize, tokenize = MosesPunctNormalizer(sys.argv[1]).normalize, MosesTokenizer(sys.argv[1]).tokenize
-for line in open(0, encoding="utf-8"):
-    print(tokenize(normalize(line.strip()), escape=False, return_str=True).lower())
-' "$1"
-}
+here=$(cd "$(dirname "$0")" && pwd)
+corpus=${1:?usage: run.sh CORPUS [OUT] [options for pyseq-train]}
+out=${2:-multi30k}
+shift $(( $# > 1 ? 2 : 1 ))
 
-if [ ! -f "$data/dict.de.txt" ]; then
-  for split in train val test_2016_flickr; do
-    for lang in en de; do
-      gunzip -c "$raw/$split.$lang.gz" | tokenize $lang > "$text/$split.tok.$lang"
-    done
-  done
-  cat "$text"/train.tok.{en,de} | subword-nmt learn-bpe -s 10000 > "$text/codes"
-  for file in "$text"/*.tok.??; do
-    subword-nmt apply-bpe -c "$text/codes" < "$file" > "${file/.tok./.}"
-  done
-  pyseq-preprocess --source-lang en --target-lang de --joined-dictionary --workers 2 --destdir "$data" \
-    --trainpref "$text/train" --validpref "$text/val" --testpref "$text/test_2016_flickr"
+if [[ ! -f $out/bpe/test.de ]]; then
+    python3 "$here/prepare.py" "$corpus" "$out/bpe"
 fi
 
-pyseq-train "$data" --save-dir "$save" --seed 1 --num-workers 0 \
-  --arch transformer_iwslt_de_en --share-all-embeddings --encoder-layers 4 --decoder-layers 4 \
-  --encoder-embed-dim 128 --decoder-embed-dim 128 --encoder-ffn-embed-dim 256 --decoder-ffn-embed-dim 256 \
-  --encoder-attention-heads 4 --decoder-attention-heads 4 --dropout 0.3 \
-  --criterion label_smoothed_cross_entropy --label-smoothing 0.1 \
-  --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 25 \
-  --lr-scheduler inverse_sqrt --lr 0.005 --warmup-updates 2000 --warmup-init-lr 1e-7 \
-  --max-tokens 4096 --update-freq 2 --max-update 8000 --patience 10 --keep-last-epochs 10 "$@"
+if [[ ! -f $out/data-bin/test.en-de.de.idx ]]; then
+    pyseq-preprocess --source-lang en --target-lang de --joined-dictionary --workers "$(nproc)" \
+        --trainpref "$out/bpe/train" --validpref "$out/bpe/valid" --testpref "$out/bpe/test" --destdir "$out/data-bin"
+fi
 
-pyseq-average --inputs "$save" --num-epoch-checkpoints 10 --output "$save/average.pt"
-pyseq-generate "$data" --path "$save/average.pt" --beam 5 --remove-bpe --batch-size 128 --results-path "$work"
-tail -n 1 "$work/generate-test.txt"
+pyseq-train "$out/data-bin" --save-dir "$out/checkpoints" --config "$here/train.yaml" "$@"
+
+shopt -s nullglob
+epochs=("$out"/checkpoints/checkpoint[0-9]*.pt)
+model=$out/checkpoints/checkpoint_last.pt  # of a run that was stopped in its first epoch
+if (( ${#epochs[@]} )); then
+    model=$out/checkpoints/average.pt
+    pyseq-average --inputs "$out/checkpoints" --output "$model" \
+        --num-epoch-checkpoints $(( ${#epochs[@]} < 10 ? ${#epochs[@]} : 10 ))
+fi
+
+pyseq-generate "$out/data-bin" --path "$model" --source-lang en --target-lang de \
+    --beam 5 --lenpen 1 --remove-bpe --max-tokens 4096 --results-path "$out"
+tail -n 1 "$out/generate-test.txt"

@@ -22,6 +22,7 @@ from pyseq.config.config import Config, config_from_args
 from pyseq.config.parser import get_eval_lm_parser, parse_args_and_arch
 from pyseq.data.dictionary import Dictionary
 from pyseq.errors import ConfigError, DataError
+from pyseq.generation.beams import Hypothesis
 from pyseq.generation.sequence_scorer import SequenceScorer
 from pyseq.metrics import StopwatchMeter
 from pyseq.tasks import setup_task
@@ -144,11 +145,14 @@ def eval_lm(
     target_dictionary = target_dictionary or source_dictionary
     device = device or next(models[0].parameters()).device
     scorer = SequenceScorer(target_dictionary, softmax_batch)
-    pieces = Pieces(source_dictionary, post_process)
-    words_wanted = output_word_probs or output_word_stats
-    stats: dict[str, WordStat] = {}
+    tally = Tally(
+        target_dictionary,
+        Pieces(source_dictionary, post_process),
+        remove_bos_token,
+        output_word_probs,
+        output_word_stats,
+    )
     timer = StopwatchMeter()
-    total, count = 0.0, 0
     for sample in batch_iterator:
         if "net_input" not in sample:
             continue
@@ -157,28 +161,51 @@ def eval_lm(
         hypotheses = scorer.generate(models, sample)
         timer.stop(utils.item(sample["ntokens"]))
         for sample_id, (hypothesis,) in zip(sample["id"].tolist(), utils.move_to_cpu(hypotheses)):
-            first = int(remove_bos_token)
-            tokens = hypothesis["tokens"][first:]
-            scores, joined = pieces.merge(tokens, hypothesis["positional_scores"][first:].float())
-            possible = scores.isfinite()
-            if not bool(possible.all()):
-                logger.info("skipping tokens with inf scores: %s", target_dictionary.string(tokens[~possible]))
-            total += float(scores[possible].sum(dtype=torch.float64))
-            count += int(possible.sum()) - joined
-            if words_wanted:
-                words = list(pieces.words(tokens.tolist(), scores.tolist()))
-                for word in words:
-                    stats.setdefault(word.text, WordStat(word.text, word.is_bpe)).add(word.score, word.next_score)
-                if output_word_probs:
-                    logger.info("%d %s", sample_id, "\t".join(f"{w.text} [{w.score:2f}]" for w in words))
-    if count == 0:
+            tally.add(sample_id, hypothesis)
+    if tally.count == 0:
         raise DataError("there are no tokens to score")
     logger.info(f"Evaluated {timer.n:,} tokens in {timer.sum:.1f}s ({timer.n / max(timer.sum, 1e-9):.2f} tokens/s)")
-    if output_word_stats:
-        for stat in sorted(stats.values(), key=lambda s: s.count, reverse=True):
-            logger.info(stat)
-    loss = -total / count / math.log(2)
-    return {"loss": loss, "perplexity": 2**loss if loss < 1000 else math.inf}
+    for stat in sorted(tally.stats.values(), key=lambda s: s.count, reverse=True):
+        logger.info(stat)
+    loss = -tally.total / tally.count / math.log(2)
+    return {"loss": loss, "perplexity": math.inf if loss > 1000 else 2**loss}
+
+
+class Tally:
+    """Log-probabilities, summed over words.
+
+    Attributes:
+        total: of all words, in nats.
+        count: of words.
+        stats: what each word came to, if that is wanted.
+    """
+
+    def __init__(
+        self, dictionary: Dictionary, pieces: Pieces, remove_bos_token: bool, print_words: bool, keep_stats: bool
+    ) -> None:
+        self.dictionary, self.pieces = dictionary, pieces
+        self.first = int(remove_bos_token)
+        self.print_words, self.keep_stats = print_words, keep_stats
+        self.total, self.count = 0.0, 0
+        self.stats: dict[str, WordStat] = {}
+
+    def add(self, sample_id: int, hypothesis: Hypothesis) -> None:
+        """Count a scored sample."""
+        tokens = hypothesis["tokens"][self.first :]
+        scores, joined = self.pieces.merge(tokens, hypothesis["positional_scores"][self.first :].float())
+        possible = ~scores.isinf()
+        if not bool(possible.all()):
+            logger.info("skipping tokens with inf scores: %s", self.dictionary.string(tokens[~possible]))
+        self.total += float(scores[possible].sum(dtype=torch.float64))
+        self.count += int(possible.sum()) - joined
+        if not (self.print_words or self.keep_stats):
+            return
+        words = list(self.pieces.words(tokens.tolist(), scores.tolist()))
+        if self.print_words:
+            logger.info("%d %s", sample_id, "\t".join(f"{word.text} [{word.score:2f}]" for word in words))
+        for word in words if self.keep_stats else ():
+            stat = self.stats.setdefault(word.text, WordStat(word.text, word.is_bpe))
+            stat.add(word.score, word.next_score)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from pyseq.config.flags import literal_dict
 from pyseq.errors import ConfigError
 from pyseq.generation.generator_with_alignment import SequenceGeneratorWithAlignment
 from pyseq.generation.text import HypothesisText, load_replacements
+from pyseq.training.allocator import keep_freed_memory
 from pyseq.training.checkpoint import load_model_ensemble
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ def load_models(cfg: Config, task: Any, device: torch.device) -> tuple[list[Any]
         raise ConfigError(
             f"--model-overrides is not a dict like '{{\"dropout\": 0}}': {cfg.common_eval.model_overrides}"
         ) from None
+    keep_freed_memory()
     logger.info("loading model(s) from %s", cfg.common_eval.path)
     models, saved = load_model_ensemble(
         utils.split_paths(cfg.common_eval.path),

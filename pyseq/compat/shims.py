@@ -6,10 +6,10 @@ import argparse
 import builtins
 import importlib
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyseq import utils
 from pyseq.config import ChoiceEnum as StringEnum
@@ -198,6 +198,20 @@ def get_world_size(group: Any = None) -> int:
 
 def is_master(args: Any = None) -> bool:
     return distributed.is_master()
+
+
+# fairseq.models.fairseq_encoder
+
+
+class EncoderOut(NamedTuple):
+    """What encoders of old plug-ins return. Those of today return a dict with these keys."""
+
+    encoder_out: Tensor  # T x B x C
+    encoder_padding_mask: Tensor | None  # B x T
+    encoder_embedding: Tensor | None  # B x T x C
+    encoder_states: list[Tensor] | None  # T x B x C each
+    src_tokens: Tensor | None  # B x T
+    src_lengths: Tensor | None  # B x 1
 
 
 # fairseq.modules

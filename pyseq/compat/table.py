@@ -203,6 +203,11 @@ SHIMS: dict[str, dict[str, str]] = {
             "MODEL_REGISTRY",
         )
     },
+    "fairseq.models.fairseq_encoder": {"EncoderOut": _SHIMS + "EncoderOut"},
+    **{
+        f"fairseq.models.transformer{module}": {"Linear": "pyseq.modules:xavier_linear"}
+        for module in ("", ".transformer_base", ".transformer_decoder", ".transformer_encoder")
+    },
     "fairseq.modules.checkpoint_activations": {"checkpoint_wrapper": _SHIMS + "checkpoint_wrapper"},
     "fairseq.modules.quant_noise": {"quant_noise": _SHIMS + "quant_noise"},
     "fairseq.optim": {

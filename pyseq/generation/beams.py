@@ -58,19 +58,21 @@ class Beams:
         """The first row of each sentence, as B x 1."""
         return torch.arange(0, self.bsz * self.width, self.width, device=self.tokens.device).unsqueeze(1)
 
-    def add_attention(self, attn: Tensor | None) -> None:
+    def add_attention(self, attn: Tensor) -> None:
         """Keep the attention (R x S) with which the next token is predicted."""
-        if self.attention is not None and attn is not None:
-            self.attention = torch.cat([self.attention, attn.unsqueeze(1)], dim=1)
+        assert self.attention is not None
+        self.attention = torch.cat([self.attention, attn.unsqueeze(1)], dim=1)
 
-    def repeat_first(self, sentences: Tensor, lprobs: Tensor) -> None:
-        """Make all hypotheses of the marked sentences (B, bool) copies of their first, in ``lprobs`` (R x V) too."""
+    def repeat_first(self, sentences: Tensor, *others: Tensor | None) -> None:
+        """Make all hypotheses of the marked sentences (B, bool) copies of their first, in ``others`` (R x ...) too."""
         if self.width == 1:
             return
-        rows = torch.arange(self.tokens.size(0), device=self.tokens.device).view(self.bsz, self.width)
-        source = torch.where(sentences.unsqueeze(1), rows[:, :1], rows).flatten()
+        each = torch.arange(self.tokens.size(0), device=self.tokens.device).view(self.bsz, self.width)
+        source = torch.where(sentences.unsqueeze(1), each[:, :1], each).flatten()
         self.tokens, self.scores = self.tokens[source], self.scores[source]
-        lprobs.copy_(lprobs[source])
+        for rows in others:
+            if rows is not None:
+                rows.copy_(rows[source])
 
     def extend(self, scores: Tensor, tokens: Tensor, rows: Tensor, sentence: Tensor) -> Beams:
         """The beams of the next step.

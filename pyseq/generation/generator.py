@@ -181,8 +181,8 @@ class SequenceGenerator(nn.Module):
         with decoding, attending(self.model.models, self.need_attention):
             for step in range(batch.max_len + 1):
                 token = decoding.step(beams.tokens, self.temperature)
-                beams.add_attention(token.attention)
-                self._restrict(token.scores, step, beams, batch)
+                self._keep_attention(token, beams)
+                self._restrict(token, step, beams, batch)
                 candidates = self._candidates(step, token, beams, batch)
                 ends = candidates.tokens.eq(self.eos) & candidates.scores.ne(-math.inf)
                 self._end(step, candidates, ends, beams, ended, batch)
@@ -220,8 +220,18 @@ class SequenceGenerator(nn.Module):
             raise ConfigError(f"{type(self.search).__name__} does not support constraints")
         self.search.init_constraints(constraints, self.beam_size)
 
-    def _restrict(self, lprobs: Tensor, step: int, beams: Beams, batch: Batch) -> None:
-        """Take out what may not come next, in place: ``lprobs`` is R x V, perhaps not normalised."""
+    def _keep_attention(self, token: NextToken, beams: Beams) -> None:
+        if not self.need_attention:
+            return
+        if token.attention is None:
+            raise ConfigError(
+                "the model returns no attention: --print-alignment and --replace-unk cannot be used with it"
+            )
+        beams.add_attention(token.attention)
+
+    def _restrict(self, token: NextToken, step: int, beams: Beams, batch: Batch) -> None:
+        """Take out what may not come next, in place."""
+        lprobs = token.scores  # perhaps not normalised
         lprobs[:, self.pad] = -math.inf
         if self.unk_penalty:
             lprobs[:, self.unk] -= self.unk_penalty
@@ -230,7 +240,7 @@ class SequenceGenerator(nn.Module):
             lprobs[:, self.eos + 1 :] = -math.inf
         prefix = batch.prefix_tokens
         if prefix is not None and step < min(prefix.size(1), batch.max_len):
-            self._force(lprobs, prefix[beams.sentence, step], beams)
+            self._force(token, prefix[beams.sentence, step], beams)
             return
         if step < self.min_len:
             lprobs[:, self.eos] = -math.inf
@@ -239,13 +249,13 @@ class SequenceGenerator(nn.Module):
         if self.no_repeat_ngram_size > 0:
             block_repeated_ngrams(beams.tokens, lprobs, self.no_repeat_ngram_size, self.pad, self.eos)
 
-    def _force(self, lprobs: Tensor, prefix: Tensor, beams: Beams) -> None:
+    def _force(self, token: NextToken, prefix: Tensor, beams: Beams) -> None:
         """Leave only the prefix's token (``prefix``: B) to the sentences that have one; padding stands for none."""
         # A prefix that ends the sentence ends all its hypotheses, which must then be the same.
-        beams.repeat_first(prefix.eq(self.eos), lprobs)
-        token = prefix.repeat_interleave(beams.width).unsqueeze(1)
-        lprob = lprobs.gather(1, token)
-        lprobs.masked_fill_(token.ne(self.pad), -math.inf).scatter_(1, token, lprob)
+        beams.repeat_first(prefix.eq(self.eos), token.scores, token.log_normalizer)
+        forced = prefix.repeat_interleave(beams.width).unsqueeze(1)
+        score = token.scores.gather(1, forced)
+        token.scores.masked_fill_(forced.ne(self.pad), -math.inf).scatter_(1, forced, score)
 
     def _candidates(self, step: int, token: NextToken, beams: Beams, batch: Batch) -> Candidates:
         if self.search.needs_src_lengths:

@@ -198,7 +198,7 @@ class LanguageModelingTask(Task):
     def inference_step(
         self, generator: Any, models: list[Any], sample: Any, prefix_tokens: Any = None, constraints: Any = None
     ) -> Any:
-        with torch.inference_mode():
+        with torch.no_grad():
             first = self._first_token()
             if prefix_tokens is None and sample["net_input"]["src_tokens"].nelement():
                 prefix_tokens = sample["net_input"]["src_tokens"]

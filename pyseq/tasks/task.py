@@ -19,6 +19,7 @@ from pyseq.data.dataset import Dataset
 from pyseq.data.encoders import build_bpe, build_tokenizer
 from pyseq.errors import ConfigError
 from pyseq.generation.generator import SequenceGenerator
+from pyseq.generation.generator_with_alignment import SequenceGeneratorWithAlignment
 from pyseq.generation.search import BeamSearch
 from pyseq.generation.sequence_scorer import SequenceScorer
 from pyseq.models import build_model
@@ -221,6 +222,10 @@ class Task:
             )
         if prefix_allowed_tokens_fn is not None:
             raise ConfigError("prefix-constrained search is not carried yet")
+        options = dict(extra_gen_cls_kwargs or {})
+        if seq_gen_cls is None and getattr(args, "print_alignment", None) is not None:
+            seq_gen_cls = SequenceGeneratorWithAlignment
+            options.setdefault("print_alignment", str(args.print_alignment))
         return (seq_gen_cls or SequenceGenerator)(
             models,
             self.target_dictionary,
@@ -234,7 +239,7 @@ class Task:
             temperature=getattr(args, "temperature", 1.0),
             no_repeat_ngram_size=getattr(args, "no_repeat_ngram_size", 0),
             search_strategy=BeamSearch(self.target_dictionary),
-            **(extra_gen_cls_kwargs or {}),
+            **options,
         )
 
     # Steps.
@@ -268,7 +273,8 @@ class Task:
     def inference_step(
         self, generator: Any, models: list[Any], sample: Any, prefix_tokens: Any = None, constraints: Any = None
     ) -> Any:
-        with torch.inference_mode():
+        # Not inference_mode: what a model caches here (positions, masks) is used again in training by --eval-bleu.
+        with torch.no_grad():
             return generator.generate(models, sample, prefix_tokens=prefix_tokens, constraints=constraints)
 
     def build_dataset_for_inference(self, src_tokens: list[Tensor], src_lengths: list[int], **kwargs: Any) -> Any:

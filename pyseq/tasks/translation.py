@@ -191,17 +191,17 @@ class TranslationTask(Task):
         return cls(cfg, src_dict, tgt_dict)
 
     def load_dataset(self, split: str, combine: bool = False, task_cfg: Any = None, epoch: int = 1, **kw: Any) -> None:
-        cfg = task_cfg or self.cfg
-        paths = utils.split_paths(self.cfg.data or "")
-        if split != self.cfg.train_subset:
+        cfg = self.cfg
+        paths = utils.split_paths(cfg.data or "")
+        if split != cfg.train_subset:
             paths = paths[:1]
-        assert self.cfg.source_lang is not None and self.cfg.target_lang is not None
+        assert cfg.source_lang is not None and cfg.target_lang is not None
         self.datasets[split] = load_langpair_dataset(
             paths[(epoch - 1) % len(paths)],
             split,
-            self.cfg.source_lang,
+            cfg.source_lang,
             self.src_dict,
-            self.cfg.target_lang,
+            cfg.target_lang,
             self.tgt_dict,
             combine=combine,
             dataset_impl=cfg.dataset_impl,

@@ -1,7 +1,7 @@
 """glibc's allocator, told to keep what is freed.
 
-By default glibc maps every block of more than a few MB anew and gives it back when it is freed, so the large temporaries
-of each update (logits, their gradient) page-fault every time: about a third of an update's time on a CPU.
+By default glibc maps every block of more than a few MB anew and gives it back when it is freed, so the large
+temporaries of each update (logits, their gradient) page-fault every time.
 """
 
 from __future__ import annotations
@@ -26,4 +26,5 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     settings = ((M_MMAP_THRESHOLD, 2**31 - 1), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, TOP_PAD_BYTES))
-    return all([mallopt(parameter, value) == 1 for parameter, value in settings])
+    taken = [mallopt(parameter, value) == 1 for parameter, value in settings]
+    return all(taken)

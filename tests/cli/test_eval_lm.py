@@ -151,3 +151,31 @@ def test_what_cannot_work_is_told_in_one_message(evaluate):
         evaluate("--remove-bpe", "sentencepiece")
     with pytest.raises(DataError, match="valid"):
         evaluate("--gen-subset", "valid")
+
+
+def test_impossible_tokens_are_told_and_weights_that_are_not_finite_show(model, data, caplog):
+    """A token of probability 0 is left out of the mean, as in fairseq; nan is not hidden."""
+    dictionary = Dictionary.load(data / "dict.txt")
+    word = dictionary.index("house")
+
+    class Fixed(torch.nn.Module):
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+            self.value = value
+
+        def forward(self, src_tokens: torch.Tensor) -> tuple[torch.Tensor, None]:
+            logits = torch.zeros(*src_tokens.shape, len(dictionary))
+            logits[:, :, word] = self.value
+            return logits, None
+
+        def get_normalized_probs(self, net_output: Any, log_probs: bool, sample: Any = None) -> torch.Tensor:
+            return net_output[0].log_softmax(-1)
+
+    target = torch.tensor([[word, 5, 6, 2]])
+    sample = {"id": torch.tensor([4]), "net_input": {"src_tokens": target}, "target": target, "ntokens": 4}
+    caplog.set_level("INFO")
+    results = eval_lm.eval_lm([Fixed(-math.inf)], dictionary, [sample])
+    assert results["perplexity"] == pytest.approx(len(dictionary) - 1)
+    assert "skipping tokens with inf scores: house" in caplog.text
+    assert math.isnan(eval_lm.eval_lm([Fixed(math.nan)], dictionary, [sample])["loss"])

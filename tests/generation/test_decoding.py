@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from pyseq.errors import ConfigError
 from pyseq.generation import SequenceGenerator, SequenceGeneratorWithAlignment
 from pyseq.models import build_model
 
@@ -52,6 +53,21 @@ def test_with_caches_as_without(beam, options, make_transformer, make_dictionary
     assert len({len(h["tokens"]) for hypotheses in found for h in hypotheses}) > 3
 
 
+def test_a_sentence_that_ends_at_once_does_not_disturb_the_others(make_transformer, make_dictionary, make_sample):
+    """The caches still hold one row for each sentence then."""
+    dictionary = make_dictionary(60)
+    model = make_transformer()
+    pad, eos = dictionary.pad(), dictionary.eos()
+    prefix_tokens = torch.tensor([[pad], [eos], [pad], [7]])
+    batch = make_sample(dictionary, [7, 2, 9, 4])
+    cached = SequenceGenerator([model], dictionary, beam_size=3, max_len_b=9)
+    uncached = SequenceGenerator([model], dictionary, beam_size=3, max_len_b=9)
+    uncached.model.incremental = False
+    found = cached.generate([model], batch, prefix_tokens=prefix_tokens)
+    assert_same(found, uncached.generate([model], batch, prefix_tokens=prefix_tokens))
+    assert [h["tokens"].tolist() for h in found[1]] == [[eos]]
+
+
 def test_a_sentence_alone_and_in_a_batch(make_transformer, make_dictionary, make_sample):
     dictionary = make_dictionary(60)
     models = [make_transformer(1), make_transformer(2)]
@@ -70,7 +86,10 @@ def test_decoders_are_left_as_they_were(make_transformer, make_dictionary, make_
     batch = make_sample(dictionary, [5, 3])
     net_input = {**batch["net_input"], "prev_output_tokens": batch["net_input"]["src_tokens"]}
     before = model(**net_input)[0]
+    sizes = []
+    model.decoder.layers[0].encoder_attn.set_beam_size = sizes.append
     SequenceGeneratorWithAlignment([model], dictionary, beam_size=4).generate([model], batch)
+    assert sizes == [1, 4, 1]
     after, extra = model(**net_input)
     assert torch.equal(before, after)
     assert extra["attn"] == [None]
@@ -97,3 +116,10 @@ def test_alignment_is_where_the_attention_is_largest(make_transformer, make_dict
             assert one["alignment"] == list(zip(words, range(len(words))))
             weights = [[float(weight) for weight in weights] for weights in other["alignment"]]
             assert torch.allclose(torch.tensor(weights), attn[:, -length:], atol=1e-5)
+
+
+def test_a_model_without_attention_cannot_align(make_model, make_dictionary, make_sample):
+    dictionary = make_dictionary(12)
+    model = make_model(dictionary)
+    with pytest.raises(ConfigError, match="attention"):
+        SequenceGeneratorWithAlignment([model], dictionary).generate([model], make_sample(dictionary, [3]))

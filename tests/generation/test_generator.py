@@ -119,6 +119,20 @@ def test_equals_a_beam_search_with_lists(setting, incremental, make_dictionary, 
 
 
 @torch.no_grad()
+def test_a_beam_that_the_first_step_cannot_fill(make_dictionary, make_model, make_sample):
+    """Eleven candidates, one of which ends: the eleventh row must stay empty, not continue the one that ended."""
+    dictionary = make_dictionary(12)
+    for seed in range(3):
+        model = make_model(dictionary, seed)
+        logits, bonus = model.decoder.logits, 3.0 * torch.eye(12)[EOS]
+        model.decoder.logits = lambda state, logits=logits, bonus=bonus: logits(state) + bonus
+        sample = make_sample(dictionary, LENGTHS, seed)
+        found = SequenceGenerator([model], dictionary, beam_size=11, min_len=0, max_len_b=5).generate([model], sample)
+        for row, source in enumerate(sample["net_input"]["src_tokens"]):
+            assert_same(found[row], listed_beam_search([model], source, 11, 5, min_len=0))
+
+
+@torch.no_grad()
 def test_the_best_of_all_sequences_is_found_with_a_beam_that_holds_them_all(make_dictionary, make_model, make_sample):
     """Only three words have any probability to speak of: 3 + 9 + 27 prefixes, a beam of 99."""
     dictionary = make_dictionary(100)
@@ -184,7 +198,8 @@ def test_a_prefix_that_ends_the_sentence_ends_every_hypothesis(make_dictionary, 
     prefix_tokens = torch.tensor([[5, 6, EOS], [7, PAD, PAD]])
     generator = SequenceGenerator([model], dictionary, beam_size=3, max_len_b=6)
     found = generator.generate([model], sample, prefix_tokens=prefix_tokens)
-    assert {tuple(h["tokens"].tolist()) for h in found[0]} == {(5, 6, EOS)}
+    assert [h["tokens"].tolist() for h in found[0]] == [[5, 6, EOS]] * 3
+    assert len({float(h["score"]) for h in found[0]}) == 1
     sources = sample["net_input"]["src_tokens"]
     assert_same(found[1], listed_beam_search([model], sources[1], 3, 6, prefix=(7,)))
 
@@ -303,7 +318,8 @@ class BestOfLastHalf(Search):
         self.ids.append(original_batch_idxs.tolist())
         lprobs = lprobs.clone()
         lprobs[:, :, [t for t in range(vocab // 2) if t != EOS]] = -math.inf
-        return self.inner.step(step, lprobs, scores, prev_output_tokens, original_batch_idxs)
+        best, tokens, beams = self.inner.step(step, lprobs, scores, prev_output_tokens, original_batch_idxs)
+        return best, tokens, tokens % beam if step == 0 else beams  # all are the same at first
 
 
 def test_another_search_fits_in(make_dictionary, make_model, make_sample):
