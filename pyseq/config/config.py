@@ -108,7 +108,11 @@ def _read(cls: type[ConfigGroup], args: argparse.Namespace) -> ConfigGroup:
         value = getattr(args, f.name, default)
         # A flag that refers elsewhere parses to None when it is not given.
         values[f.name] = default if value is None and reference_of(default) else value
-    return cls(**values)
+    group = cls(**values)
+    for name, value in values.items():
+        if reference_of(value):
+            setattr(group, name, value)  # resolved when all groups are there
+    return group
 
 
 def _node(entry: Entry, args: argparse.Namespace, name: str) -> Any:

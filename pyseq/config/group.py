@@ -21,6 +21,13 @@ class ConfigGroup:
 
     _name: str | None = None
 
+    def __post_init__(self) -> None:
+        """Outside of a run's config there is nothing to refer to: take the other group's default."""
+        for field in dataclasses.fields(self):
+            path = reference_of(getattr(self, field.name))
+            if path is not None:
+                setattr(self, field.name, shared_default(path))
+
     @classmethod
     def from_namespace(cls: type[G], args: Any) -> G:
         return group_from(cls, args)
@@ -60,6 +67,16 @@ def group_from(cls: type[G], source: Any) -> G:
     get = source.get if isinstance(source, dict) else lambda key, default: getattr(source, key, default)
     values = {}
     for field in dataclasses.fields(cls):
-        value = get(field.name, default_of(field))
-        values[field.name] = None if reference_of(value) else value
+        values[field.name] = get(field.name, default_of(field))
     return cls(**values)
+
+
+def shared_default(path: str) -> Any:
+    """The default of ``group.field`` among the groups that every command shares, None where there is none."""
+    from pyseq.config import groups  # which is made of this class
+
+    section, _, name = path.partition(".")
+    fields = dataclasses.fields(groups.SECTIONS[section]) if section in groups.SECTIONS else ()
+    value = next((default_of(field) for field in fields if field.name == name), None)
+    further = reference_of(value)
+    return value if further is None else shared_default(further)

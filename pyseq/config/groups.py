@@ -224,3 +224,17 @@ class InteractiveConfig(ConfigGroup):
 
     buffer_size: int = opt(0, "read this many lines into a buffer before translating them")
     input: str = opt("-", "file to read from; - is standard input")
+
+
+# The sections of a config that every command shares.
+SECTIONS: dict[str, type[ConfigGroup]] = {
+    "common": CommonConfig,
+    "common_eval": CommonEvalConfig,
+    "distributed_training": DistributedConfig,
+    "dataset": DatasetConfig,
+    "optimization": OptimizationConfig,
+    "checkpoint": CheckpointConfig,
+    "generation": GenerationConfig,
+    "eval_lm": EvalLMConfig,
+    "interactive": InteractiveConfig,
+}

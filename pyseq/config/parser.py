@@ -32,6 +32,11 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}. See {self.prog} --help.")
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        self.refuse_unknown(unknown)
+        return parsed
+
     def flags(self) -> list[str]:
         return [option for action in self._actions for option in action.option_strings]
 

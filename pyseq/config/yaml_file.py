@@ -14,13 +14,8 @@ from typing import Any
 import yaml
 
 from pyseq.config import groups
-from pyseq.config.group import ConfigGroup
 from pyseq.errors import ConfigError, nearest
 
-SECTIONS = (
-    "common", "common_eval", "dataset", "distributed_training", "optimization", "checkpoint",
-    "generation", "eval_lm", "interactive",
-)  # fmt: skip
 PLUGIN_SECTIONS = {"model": "arch"} | {
     kind: kind for kind in ("task", "criterion", "optimizer", "lr_scheduler", "scoring", "bpe", "tokenizer")
 }
@@ -28,8 +23,7 @@ MANDATORY = "???"
 # One file may serve several commands: what another command takes is passed over.
 OF_SOME_COMMAND = {
     field.name
-    for group in vars(groups).values()
-    if isinstance(group, type) and issubclass(group, ConfigGroup)
+    for group in groups.SECTIONS.values()
     for field in dataclasses.fields(group)
 } | {"arch", "dry_run"}
 
@@ -56,7 +50,7 @@ def read_settings(path: str) -> dict[str, Any]:
         name = str(key).replace("-", "_")
         if name in ("defaults", "hydra"):
             continue
-        if isinstance(value, dict) and name in SECTIONS:
+        if isinstance(value, dict) and name in groups.SECTIONS:
             settings.update(_clean(value))
         elif isinstance(value, dict) and name in PLUGIN_SECTIONS:
             fields = _clean(value)

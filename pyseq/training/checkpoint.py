@@ -7,8 +7,6 @@ import logging
 import os
 from typing import Any
 
-from torch import nn
-
 from pyseq import metrics
 from pyseq.config.config import Config, config_from_args, config_from_dict
 from pyseq.config.flags import literal_dict
@@ -86,29 +84,8 @@ def choose_checkpoint(cfg: Config) -> tuple[str, bool]:
 def load_weights(trainer: Trainer, state: dict[str, Any], path: str) -> None:
     try:
         trainer.load_model_state(state)
-    except (RuntimeError, KeyError) as error:
-        raise CheckpointError(mismatch(trainer.model, state["model"], path, error)) from None
-
-
-def mismatch(model: nn.Module, saved: dict[str, Any], path: str, error: Exception) -> str:
-    """Why the weights in ``saved`` do not fit ``model``."""
-    own = model.state_dict()
-    reasons = []
-    shapes = [k for k in own if k in saved and own[k].shape != saved[k].shape]
-    if shapes:
-        key = shapes[0]
-        there, here = tuple(saved[key].shape), tuple(own[key].shape)
-        reasons.append(f"{len(shapes)} of other shape ({key}: {there} there, {here} here)")
-    missing, extra = [k for k in own if k not in saved], [k for k in saved if k not in own]
-    if missing:
-        reasons.append(f"{len(missing)} missing ({missing[0]}, ...)")
-    if extra:
-        reasons.append(f"{len(extra)} unknown here ({extra[0]}, ...)")
-    detail = "; ".join(reasons) or next(iter(str(error).splitlines()), "")
-    return (
-        f"the weights in {path} do not fit this model: {detail}. Give the --arch, sizes and dictionaries it was "
-        "trained with, or another --save-dir to start afresh."
-    )
+    except (CheckpointError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{path}: {error} To start afresh, give another --save-dir.") from None
 
 
 def load_optimizer(trainer: Trainer, state: dict[str, Any], path: str) -> None:
@@ -206,8 +183,8 @@ def load_model_ensemble_and_task(
         model = task.build_model(cfg.model)
         try:
             model.load_state_dict(state["model"], strict=strict, model_cfg=cfg.model)
-        except (RuntimeError, KeyError) as error:
-            raise CheckpointError(mismatch(model, state["model"], path, error)) from None
+        except (CheckpointError, RuntimeError, KeyError) as error:
+            raise CheckpointError(f"{path}: {error}") from None
         models.append(model)
         configs.append(cfg)
     return models, configs[0], task

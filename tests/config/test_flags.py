@@ -8,7 +8,7 @@ from typing import Optional
 
 import pytest
 
-from pyseq.config import II, ChoiceEnum, ConfigGroup
+from pyseq.config import II, ChoiceEnum, ConfigGroup, group_from
 from pyseq.config.flags import add_group_arguments, literal_dict
 from pyseq.config.groups import opt
 
@@ -37,6 +37,11 @@ def parse(*argv: str, **kwargs: bool) -> argparse.Namespace:
     parser = argparse.ArgumentParser(exit_on_error=False)
     add_group_arguments(parser, Options, **kwargs)
     return parser.parse_args(["bin", *argv])
+
+
+def test_outside_of_a_run_references_are_the_other_groups_defaults():
+    assert Options().seed == 1
+    assert group_from(Options, {"steps": 4, "seed": 9}) == Options(steps=4, seed=9)
 
 
 def test_defaults():

@@ -114,8 +114,8 @@ def test_a_checkpoint_of_another_architecture_and_one_cut_short(fails, argv, tmp
 
 def test_unknown_flags_of_every_command(fails, data):
     for command in COMMANDS:
-        arch = {"train": ["--arch", "transformer"], "score": ["-r", "x"]}.get(command, [])
-        assert "unknown flag --no-such-flag" in fails(command, data, *arch, "--no-such-flag")
+        needed = {"train": [data, "--arch", "transformer"], "score": ["-r", "x"]}.get(command, [data])
+        assert "unknown flag --no-such-flag" in fails(command, *needed, "--no-such-flag")
 
 
 def test_a_missing_checkpoint_is_named(fails, data):
