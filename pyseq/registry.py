@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from pyseq.config.flags import add_group_arguments
 from pyseq.config.group import ConfigGroup, group_from
 from pyseq.errors import ConfigError, nearest
 
@@ -32,6 +33,21 @@ class Entry:
     cls: type
     group: type[ConfigGroup] | None
     where: str
+
+
+class Optioned:
+    """Base of what takes options: a subclass has those of the class it extends, whether or not it has a dataclass too.
+
+    ``config_group`` is the dataclass that the class, or one it extends, was registered with.
+    """
+
+    config_group: type[ConfigGroup] | None = None
+
+    @classmethod
+    def add_args(cls, parser: Any) -> None:
+        """Add the flags to an argparse parser. A class without a dataclass may override this and call its parent's."""
+        if cls.config_group is not None:
+            add_group_arguments(parser, cls.config_group)
 
 
 class Registry:
@@ -59,6 +75,8 @@ class Registry:
 
         def add(cls: C) -> C:
             self.check(name, cls, dataclass)
+            if dataclass is not None:
+                cls.config_group = dataclass  # type: ignore[attr-defined]
             self._entries[name] = Entry(name, cls, dataclass, where_defined(cls))
             return cls
 
@@ -154,15 +172,20 @@ def choice_of(cfg: Any, kind: str) -> str | None:
 
 
 def same_definition(a: type, b: type) -> bool:
-    """Whether two class objects come from one definition, imported twice (a reloaded module, a notebook cell)."""
-    return a is b or (a.__module__, a.__qualname__, source_file(a)) == (b.__module__, b.__qualname__, source_file(b))
+    """Whether two class objects come from one definition, imported twice: a reloaded module, a file under two names."""
+    if a is b:
+        return True
+    where = source_file(a)
+    same_place = where == source_file(b) if where else a.__module__ == b.__module__
+    return same_place and a.__qualname__ == b.__qualname__
 
 
 def source_file(obj: Any) -> str | None:
     try:
-        return os.path.realpath(inspect.getsourcefile(obj) or "")
+        path = inspect.getsourcefile(obj)
     except (TypeError, OSError):
         return None
+    return os.path.realpath(path) if path else None
 
 
 def where_defined(obj: Any) -> str:

@@ -34,7 +34,7 @@ def read_lines(corpus: Path, name: str) -> list[str]:
 
 def tokenized(lines: list[str], language: str) -> list[str]:
     normalizer, tokenizer = MosesPunctNormalizer(language), MosesTokenizer(language)
-    return [tokenizer.tokenize(normalizer.normalize(line), return_str=True).lower() for line in lines]
+    return [tokenizer.tokenize(normalizer.normalize(line), escape=False, return_str=True).lower() for line in lines]
 
 
 def prepare(corpus: Path, folder: Path, merges: int) -> None:

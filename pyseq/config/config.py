@@ -10,6 +10,7 @@ from typing import Any
 
 from pyseq.config import groups
 from pyseq.config.group import ConfigGroup, default_of, group_from, reference_of
+from pyseq.config.groups import SECTIONS
 from pyseq.config.yaml_file import dump
 from pyseq.registry import REGISTRIES, Entry, architecture
 
@@ -49,12 +50,19 @@ class Config:
     def to_yaml(self, args: argparse.Namespace) -> str:
         """A file that ``--config`` reads back: the options that the command line ``args`` could set."""
         sections: dict[str, Any] = {}
-        for name, node in self.to_dict().items():
-            if isinstance(node, argparse.Namespace):
-                node = {k: plain(v) for k, v in sorted(vars(node).items()) if k in _own_options(name, node)}
-            if isinstance(node, dict):
-                kept = {k: v for k, v in node.items() if hasattr(args, k) or (k == "_name" and v is not None)}
-                sections |= {name: kept} if kept else {}
+        for section in dataclasses.fields(self):
+            node = getattr(self, section.name)
+            if node is None:
+                continue
+            own = _own_options(section.name, node)
+            kept = {
+                name: plain(value)
+                for name, value in sorted(vars(node).items())
+                if name in own and (section.name not in SECTIONS or hasattr(args, name))
+            }
+            if getattr(node, "_name", None) is not None:
+                kept = {"_name": node._name, **kept}
+            sections |= {section.name: kept} if kept else {}
         return dump(sections)
 
 
@@ -71,14 +79,20 @@ def plain(node: Any) -> Any:
     return node
 
 
-def _own_options(section: str, node: argparse.Namespace) -> set[str]:
-    """The options of a plug-in without a dataclass, found by asking it for its flags."""
+def _own_options(section: str, node: Any) -> set[str]:
+    """The options that ``node`` itself has flags for: not what it refers to, not the rest of a flat namespace."""
+    if isinstance(node, ConfigGroup):
+        return {
+            f.name
+            for f in dataclasses.fields(node)
+            if f.name != "_name" and (f.metadata.get("help") or not reference_of(default_of(f)))
+        }
     name = architecture(node._name).model_name if section == "model" else node._name
     entry = REGISTRIES[section].entry(name)
     parser = argparse.ArgumentParser(add_help=False)
     if hasattr(entry.cls, "add_args"):
         entry.cls.add_args(parser)
-    return {action.dest for action in parser._actions} | {"_name"}
+    return {action.dest for action in parser._actions}
 
 
 def config_from_args(args: argparse.Namespace) -> Config:

@@ -14,6 +14,9 @@ from typing import Any
 
 from pyseq.config.group import ConfigGroup, default_of, reference_of
 
+# omegaconf's word for a field that must be given.
+MANDATORY = "???"
+
 
 def add_group_arguments(
     parser: argparse.ArgumentParser | argparse._ArgumentGroup,
@@ -59,10 +62,12 @@ def argument_of(field: dataclasses.Field[Any], hint: Any, default: Any) -> tuple
         names += [alias] if isinstance(alias, str) else list(alias)
     options: dict[str, Any] = {"dest": field.name, "help": field.metadata.get("help", "").replace("%", "%%")}
     plain = without_none(hint)
-    if reference_of(default):
+    options["required"] = default == MANDATORY
+    if reference_of(default) or default == MANDATORY:
         default = None
     options["default"] = default.value if isinstance(default, Enum) else default
     if plain is bool:
+        del options["required"]
         options["action"] = "store_false" if default is True else "store_true"
         return names, options
     options["type"], choices = converter(plain)

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from pyseq import metrics
 from pyseq.errors import ConfigError
+from pyseq.registry import Optioned
 
 Logging = dict[str, Any]
 
 
-class Criterion(nn.Module):
+class Criterion(nn.Module, Optioned):
     """Turns a model's output for a batch into a loss, and says what to log of it.
 
     Attributes:

@@ -9,16 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyseq.config.flags import add_group_arguments
 from pyseq.errors import CheckpointError
 from pyseq.models.decoder import Decoder
 from pyseq.models.encoder import Encoder
 from pyseq.models.state_dict import describe_misfit, prune_layers, upgrade_children
+from pyseq.registry import Optioned
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class BaseModel(nn.Module):
+class BaseModel(nn.Module, Optioned):
     """A model: a plug-in subclasses this or one of the classes below and registers with ``register_model``."""
 
     def __init__(self) -> None:
@@ -27,7 +29,12 @@ class BaseModel(nn.Module):
 
     @classmethod
     def add_args(cls, parser: Any) -> None:
-        """Add the model's options to an argparse group. A model registered with a dataclass has them from there."""
+        """Add the model's options to an argparse group. A model registered with a dataclass has them from there.
+
+        What is not given stays out of the namespace, so that the architecture can fill it in.
+        """
+        if cls.config_group is not None:
+            add_group_arguments(parser, cls.config_group, suppress_defaults=True)
 
     @classmethod
     def build_model(cls, args: Any, task: Any) -> Self:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from pyseq.errors import CheckpointError, ConfigError
 from pyseq.optim.clip_grad import clip_grad_norm_, dense_grads, multiply_
+from pyseq.registry import Optioned
 
 
-class Optimizer:
+class Optimizer(Optioned):
     """What the trainer asks of an optimizer.
 
     A plug-in is built as ``cls(cfg, params)`` and sets ``self._optimizer``, a :class:`torch.optim.Optimizer` over

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from pyseq import metrics
-from pyseq.config.flags import add_group_arguments
 from pyseq.criterions import build_criterion
 from pyseq.data import Dictionary, data_utils, iterators
 from pyseq.data.dataset import Dataset
@@ -23,6 +22,7 @@ from pyseq.generation.generator_with_alignment import SequenceGeneratorWithAlign
 from pyseq.generation.search import BeamSearch
 from pyseq.generation.sequence_scorer import SequenceScorer
 from pyseq.models import build_model
+from pyseq.registry import Optioned
 
 
 class State(dict[str, Any]):
@@ -46,7 +46,7 @@ class State(dict[str, Any]):
             raise AttributeError(f"the task has no state '{name}'") from None
 
 
-class Task:
+class Task(Optioned):
     """Loads data, builds the model and the criterion, and says what a training and a validation step are.
 
     Attributes:
@@ -60,13 +60,6 @@ class Task:
         self.datasets: dict[str, Any] = {}
         self.dataset_to_epoch_iter: dict[int, Any] = {}
         self.state = State()
-
-    @classmethod
-    def add_args(cls, parser: argparse.ArgumentParser) -> None:
-        """Add the task's flags, for a task that registers without a dataclass."""
-        group = getattr(cls, "config_group", None)
-        if group is not None:
-            add_group_arguments(parser, group)
 
     @classmethod
     def setup_task(cls, cfg: Any, **kwargs: Any) -> Task:
@@ -283,9 +276,7 @@ class Task:
     def get_interactive_tokens_and_lengths(
         self, lines: list[str], encode_fn: Callable[[str], str]
     ) -> tuple[list[Tensor], list[int]]:
-        tokens = [
-            self.source_dictionary.encode_line(encode_fn(line), add_if_not_exist=False).long() for line in lines
-        ]
+        tokens = [self.source_dictionary.encode_line(encode_fn(line), add_if_not_exist=False).long() for line in lines]
         return tokens, [t.numel() for t in tokens]
 
     def begin_epoch(self, epoch: int, model: Any) -> None:

@@ -6,9 +6,10 @@ from typing import Any
 
 from pyseq.errors import ConfigError
 from pyseq.optim.optimizer import Optimizer, learning_rates
+from pyseq.registry import Optioned
 
 
-class LRScheduler:
+class LRScheduler(Optioned):
     """Sets the learning rate of ``optimizer``, by update, by epoch, or both.
 
     The trainer calls :meth:`step_begin_epoch` as an epoch begins (epochs count from 1), :meth:`step_update` with 0
