@@ -29,6 +29,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "fairseq.data.id_dataset": ("pyseq.data.nested_dictionary_dataset",),
     "fairseq.data.indexed_dataset": (
         "pyseq.data.indexed_dataset",
+        "pyseq.data.dataset_impl",
         "pyseq.data.indexed_format",
         "pyseq.data.raw_dataset",
     ),

@@ -33,6 +33,10 @@ class ConfigGroup:
         return group_from(cls, args)
 
 
+# The groups that every command shares, by their section's name; pyseq.config.groups fills it.
+SECTIONS: dict[str, type[ConfigGroup]] = {}
+
+
 class ChoiceEnum(Enum):
     """An enum of strings, offered as the choices of a flag."""
 
@@ -73,10 +77,8 @@ def group_from(cls: type[G], source: Any) -> G:
 
 def shared_default(path: str) -> Any:
     """The default of ``group.field`` among the groups that every command shares, None where there is none."""
-    from pyseq.config import groups  # which is made of this class
-
     section, _, name = path.partition(".")
-    fields = dataclasses.fields(groups.SECTIONS[section]) if section in groups.SECTIONS else ()
+    fields = dataclasses.fields(SECTIONS[section]) if section in SECTIONS else ()
     value = next((default_of(field) for field in fields if field.name == name), None)
     further = reference_of(value)
     return value if further is None else shared_default(further)

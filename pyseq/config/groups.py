@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyseq.config.group import II, ChoiceEnum, ConfigGroup
+from pyseq.config.group import II, SECTIONS, ChoiceEnum, ConfigGroup
 
 
 class LogFormat(ChoiceEnum):
@@ -226,15 +226,16 @@ class InteractiveConfig(ConfigGroup):
     input: str = opt("-", "file to read from; - is standard input")
 
 
-# The sections of a config that every command shares.
-SECTIONS: dict[str, type[ConfigGroup]] = {
-    "common": CommonConfig,
-    "common_eval": CommonEvalConfig,
-    "distributed_training": DistributedConfig,
-    "dataset": DatasetConfig,
-    "optimization": OptimizationConfig,
-    "checkpoint": CheckpointConfig,
-    "generation": GenerationConfig,
-    "eval_lm": EvalLMConfig,
-    "interactive": InteractiveConfig,
-}
+SECTIONS.update(
+    {
+        "common": CommonConfig,
+        "common_eval": CommonEvalConfig,
+        "distributed_training": DistributedConfig,
+        "dataset": DatasetConfig,
+        "optimization": OptimizationConfig,
+        "checkpoint": CheckpointConfig,
+        "generation": GenerationConfig,
+        "eval_lm": EvalLMConfig,
+        "interactive": InteractiveConfig,
+    }
+)

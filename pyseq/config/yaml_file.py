@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from pyseq.config import groups
+from pyseq.config.groups import SECTIONS
 from pyseq.errors import ConfigError, nearest
 
 PLUGIN_SECTIONS = {"model": "arch"} | {
@@ -21,11 +21,10 @@ PLUGIN_SECTIONS = {"model": "arch"} | {
 }
 MANDATORY = "???"
 # One file may serve several commands: what another command takes is passed over.
-OF_SOME_COMMAND = {
-    field.name
-    for group in groups.SECTIONS.values()
-    for field in dataclasses.fields(group)
-} | {"arch", "dry_run"}
+OF_SOME_COMMAND = {field.name for group in SECTIONS.values() for field in dataclasses.fields(group)} | {
+    "arch",
+    "dry_run",
+}
 
 
 def read_settings(path: str) -> dict[str, Any]:
@@ -50,7 +49,7 @@ def read_settings(path: str) -> dict[str, Any]:
         name = str(key).replace("-", "_")
         if name in ("defaults", "hydra"):
             continue
-        if isinstance(value, dict) and name in groups.SECTIONS:
+        if isinstance(value, dict) and name in SECTIONS:
             settings.update(_clean(value))
         elif isinstance(value, dict) and name in PLUGIN_SECTIONS:
             fields = _clean(value)

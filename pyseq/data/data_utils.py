@@ -15,10 +15,10 @@ import numpy.typing as npt
 from pyseq.data.bucket_pad_length_dataset import get_bucketed_sizes, get_buckets
 from pyseq.data.collation import collate_tokens
 from pyseq.data.concat_dataset import ConcatDataset
+from pyseq.data.dataset_impl import make_dataset
 from pyseq.data.dictionary import Dictionary
 from pyseq.data.filtering import split_by_size
 from pyseq.data.fixed_shapes import batch_by_size_and_shape
-from pyseq.data.indexed_dataset import make_dataset
 from pyseq.data.post_process import post_process
 from pyseq.data.seeding import numpy_seed
 from pyseq.errors import ConfigError, DataError

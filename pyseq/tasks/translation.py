@@ -25,8 +25,8 @@ from pyseq.data import (
     TruncateDataset,
     data_utils,
 )
+from pyseq.data.dataset_impl import dataset_exists
 from pyseq.data.encoders import build_tokenizer
-from pyseq.data.indexed_dataset import dataset_exists
 from pyseq.errors import ConfigError, DataError
 from pyseq.tasks import register_task
 from pyseq.tasks.task import Task
