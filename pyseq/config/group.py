@@ -22,10 +22,10 @@ class ConfigGroup:
     _name: str | None = None
 
     def __post_init__(self) -> None:
-        """Outside of a run's config there is nothing to refer to: take the other group's default."""
+        """Outside of a run's config, what refers to a shared group has that group's default."""
         for field in dataclasses.fields(self):
             path = reference_of(getattr(self, field.name))
-            if path is not None:
+            if path is not None and path.split(".")[0] in SECTIONS:
                 setattr(self, field.name, shared_default(path))
 
     @classmethod
@@ -71,7 +71,10 @@ def group_from(cls: type[G], source: Any) -> G:
     get = source.get if isinstance(source, dict) else lambda key, default: getattr(source, key, default)
     values = {}
     for field in dataclasses.fields(cls):
-        values[field.name] = get(field.name, default_of(field))
+        value = get(field.name, default_of(field))
+        path = reference_of(value)
+        # A reference to a group that is not there (the model's, the task's) has no value.
+        values[field.name] = None if path is not None and path.split(".")[0] not in SECTIONS else value
     return cls(**values)
 
 

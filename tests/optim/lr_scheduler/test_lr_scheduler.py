@@ -58,7 +58,7 @@ def test_every_schedule_sets_the_rate_it_returns_and_needs_one(name):
         assert scheduler.step_update(n) == optimizer.get_lr()
     assert scheduler.step(1, 3.0) == optimizer.get_lr() and scheduler.best == 3.0
     with pytest.raises(ConfigError, match="--lr is missing"):
-        build_lr_scheduler(Namespace(lr_scheduler=name, max_update=100, total_num_update=100), optimizer)
+        build_lr_scheduler(Namespace(lr_scheduler=name, lr=[], max_update=100, total_num_update=100), optimizer)
 
 
 @pytest.mark.parametrize("name", ["inverse_sqrt", "cosine"])
