@@ -139,7 +139,8 @@ def run_training(trainer: Trainer) -> int | None:
     metrics.log_start_time("wall", priority=790, round=0)
     restore(trainer, epochs, saver)
     with Monitor(trainer, epochs, saver) as monitor:
-        train(trainer, epochs, monitor)
+        if not monitor.limit_reached(end_of_epoch=False):  # a run that is over is not taken further
+            train(trainer, epochs, monitor)
     logger.info("done training in %.1f seconds", trainer.training_time())
     return monitor.signal
 

@@ -120,7 +120,7 @@ class Monitor:
 
     def validate_and_save(self, epoch: Epoch) -> None:
         updates, end_of_epoch = self.trainer.num_updates, epoch.at_end()
-        self.should_stop = self._limit_reached(end_of_epoch, epoch.number)
+        self.should_stop = self.limit_reached(end_of_epoch)
         save = self._save_is_due(end_of_epoch, epoch.number)
         self.valid_loss = None
         if self.signal is None and self._validation_is_due(end_of_epoch, epoch.number, save):
@@ -132,10 +132,11 @@ class Monitor:
                 self.should_stop = True
         if save or self.should_stop:
             self.saver.save(self.trainer, self.epochs, self.valid_loss, end_of_epoch)
-        if updates and self.signal is not None:
+        if self.signal is not None:
             logger.info("stopped by signal %d at update %d; run the same command to resume", self.signal, updates)
 
-    def _limit_reached(self, end_of_epoch: bool, epoch: int) -> bool:
+    def limit_reached(self, end_of_epoch: bool) -> bool:
+        """Whether updates, hours or learning rate are at their limit, or a signal came; logs which."""
         optimization, hours = self.cfg.optimization, self.trainer.training_time() / 3600
         if optimization.max_update and self.trainer.num_updates >= optimization.max_update:
             logger.info("Stopping training due to num_updates: %d >= max_update: %d",

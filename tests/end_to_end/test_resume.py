@@ -146,5 +146,13 @@ def test_stop_time_counts_earlier_runs(tmp_path, tiny_data):
     assert second - first <= 1
 
 
+def test_a_finished_run_is_not_taken_further(tmp_path, tiny_data):
+    argv = [*TRAIN(tiny_data), "--save-dir", str(tmp_path), "--max-update", "3"]
+    train.main(argv)
+    before = (tmp_path / "checkpoint_last.pt").read_bytes()
+    train.main(argv)
+    assert (tmp_path / "checkpoint_last.pt").read_bytes() == before
+
+
 def test_every_file_of_a_run_is_whole(uninterrupted):
     assert not [name for name in os.listdir(uninterrupted) if name.endswith(".tmp")]
