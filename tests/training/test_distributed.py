@@ -23,7 +23,8 @@ def losses(folder: Path) -> list[float]:
 
 def test_two_processes_train_as_one_with_update_freq_two(train_argv, tmp_path):
     # 11 batches an epoch: in each epoch's last update the second process has none.
-    argv = [*train_argv, "--dropout", "0", "--max-epoch", "2", "--clip-norm", "0.5"]
+    # sgd, not adam, which turns the rounding error of a gradient that is zero (the key bias's) into full steps.
+    argv = [*train_argv, "--dropout", "0", "--max-epoch", "2", "--clip-norm", "0.5", "--optimizer", "sgd", "--lr", "1"]
     train.main([*argv, "--update-freq", "2", "--save-dir", str(tmp_path / "one")])
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29611",
@@ -33,4 +34,4 @@ def test_two_processes_train_as_one_with_update_freq_two(train_argv, tmp_path):
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=2e-3)
     one, two = (load_checkpoint_file(tmp_path / name / "checkpoint_last.pt")["model"] for name in ("one", "two"))
     for key in one:
-        torch.testing.assert_close(two[key], one[key], atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(two[key], one[key], atol=1e-5, rtol=1e-4)
