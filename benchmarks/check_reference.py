@@ -216,7 +216,7 @@ def check_resume(folder: Path, argv: list[str], report: Report) -> None:
 
 
 def check_float64(folder: Path, report: Report) -> None:
-    """How far fairseq's runs and ours are from the same runs in float64: what is rounding, and whose."""
+    """How far fairseq's runs and ours are from the same runs in float64. Figures only, no verdict."""
     for name in ("plain", "clip1_warmup20", "clip1_warmup20_uf2"):
         reference = json.loads((folder / "runs" / f"{name}.json").read_text())
         with quiet():
@@ -225,12 +225,7 @@ def check_float64(folder: Path, report: Report) -> None:
             ours, _ = run_training(cfg, folder / "checkpoints" / "init.pt")
         theirs = largest([u["loss_base2"] for u in reference["updates"]], exact.loss)
         own = largest(ours.loss, exact.loss)
-        report.add(
-            f"{name}: loss, distance from float64 (bits)",
-            f"{own:.1e}",
-            f"twice fairseq's own, {theirs:.1e}",
-            own <= 2 * theirs,
-        )
+        print(f"      {name}: loss, distance from float64 (bits): pyseq {own:.1e}, fairseq {theirs:.1e}", flush=True)
 
 
 def parse_output(lines: list[str]) -> tuple[dict[int, tuple[float, str]], str]:
