@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from torch import Tensor
 import pyseq.ops as ops
 from pyseq.ops import dispatch
 from pyseq.ops.cross_entropy import Smoothing, reference
+from support.backends import running_on
 
 # The interpreter computes with numpy, which warns where nan is the right answer.
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning:triton")
@@ -21,27 +21,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning:
 IGNORE = -100
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 BACKENDS = ["cpp-avx512", "cpp-avx2", "cpp-portable", "triton"]
-
-
-@contextlib.contextmanager
-def running_on(name: str) -> Iterator[torch.device]:
-    """Run operations on a back end (and, for cpp, an instruction set); yields the device that it wants."""
-    backend, _, isa = name.partition("-")
-    if not dispatch.status(backend).available:
-        pytest.skip(dispatch.status(backend).detail)
-    with ops.backend(backend):
-        if not isa:
-            yield torch.device("cuda" if backend == "triton" and not dispatch.interpreting() else "cpu")
-            return
-        core = dispatch.required_core()
-        if isa not in core.isas():
-            pytest.skip(f"this processor does not run {isa}")
-        before = core.isa()
-        core.use_isa(isa)
-        try:
-            yield torch.device("cpu")
-        finally:
-            core.use_isa(before)
 
 
 @dataclass

@@ -1,0 +1,43 @@
+"""Running operations on one back end after the other."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import pyseq.ops as ops
+from pyseq.ops import dispatch
+
+
+@contextlib.contextmanager
+def running_on(name: str) -> Iterator[torch.device]:
+    """Run operations on a back end; yields the device that it wants. ``cpp-avx2`` is cpp with that instruction set.
+
+    Skips the test where the back end or the instruction set is not there.
+    """
+    backend, _, isa = name.partition("-")
+    if not dispatch.status(backend).available:
+        pytest.skip(dispatch.status(backend).detail)
+    with ops.backend(backend), using_isa(isa):
+        on_gpu = backend == "cuda" or (backend == "triton" and not dispatch.interpreting())
+        yield torch.device("cuda" if on_gpu else "cpu")
+
+
+@contextlib.contextmanager
+def using_isa(isa: str) -> Iterator[None]:
+    """Run the compiled core with an instruction set; an empty name changes nothing."""
+    if not isa:
+        yield
+        return
+    core = dispatch.required_core()
+    if isa not in core.isas():
+        pytest.skip(f"this processor does not run {isa}")
+    before = core.isa()
+    core.use_isa(isa)
+    try:
+        yield
+    finally:
+        core.use_isa(before)
