@@ -10,6 +10,7 @@ namespace py = pybind11;
 using namespace pyseq;
 
 void bind_cross_entropy(py::module_& m);  // bindings_cross_entropy.cpp
+void bind_dropout(py::module_& m);        // bindings_dropout.cpp
 
 namespace {
 
@@ -48,4 +49,5 @@ void bind_ops(py::module_& m) {
   m.def("isas", &isas, "The instruction sets that this processor can run, best first.");
   m.def("use_isa", &use_isa, py::arg("name"), "Use one of isas() from now on.");
   bind_cross_entropy(m);
+  bind_dropout(m);
 }
