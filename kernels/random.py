@@ -21,3 +21,19 @@ def random_halves(seed, first_tile, TILES: tl.constexpr):
     words = tl.trans(words, 0, 2, 1)
     halves = tl.join(words & 0xFFFF, words >> 16)
     return halves.reshape(TILES * 128).to(tl.int32)
+
+
+@triton.jit
+def random_halves_at(seed, index):
+    """The 16-bit numbers of the stream of ``seed`` at places ``index`` (int64). int32, of the shape of ``index``.
+
+    Eight times the work of :func:`random_halves`: for runs that do not begin at a tile.
+    """
+    word = index >> 1
+    block = (word >> 6) * 16 + (word & 15)
+    low, high = (block & 0xFFFFFFFF).to(tl.uint32), (block >> 32).to(tl.uint32)
+    zero = low * 0
+    w0, w1, w2, w3 = tl.philox(seed, low, high, zero, zero)
+    number = (word >> 4) & 3
+    bits = tl.where(number < 2, tl.where(number == 0, w0, w1), tl.where(number == 2, w2, w3))
+    return ((bits >> ((index & 1) * 16).to(tl.uint32)) & 0xFFFF).to(tl.int32)

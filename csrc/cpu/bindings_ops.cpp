@@ -11,6 +11,7 @@ using namespace pyseq;
 
 void bind_cross_entropy(py::module_& m);  // bindings_cross_entropy.cpp
 void bind_dropout(py::module_& m);        // bindings_dropout.cpp
+void bind_layer_norm(py::module_& m);     // bindings_layer_norm.cpp
 
 namespace {
 
@@ -50,4 +51,5 @@ void bind_ops(py::module_& m) {
   m.def("use_isa", &use_isa, py::arg("name"), "Use one of isas() from now on.");
   bind_cross_entropy(m);
   bind_dropout(m);
+  bind_layer_norm(m);
 }
