@@ -64,7 +64,7 @@ static double add_row(const LayerNormRows& shape, const LayerNormForward& data, 
   double total = 0.0;
   for_blocks(shape.cols, [&](int64_t begin, int64_t length) {
     const uint16_t* random = drops ? halves->of(shape.dropout.stream, start + begin, length) : nullptr;
-    Vec sum[2] = {Vec(0.0f), Vec(0.0f)};
+    Vec sum(0.0f);
     for_vectors(length, [&](int64_t i, int count) {
       Vec z = load_some(x + begin + i, count);
       if (drops) {
@@ -75,9 +75,9 @@ static double add_row(const LayerNormRows& shape, const LayerNormForward& data, 
       }
       z = only_first(z, count);
       store_some(work + begin + i, z, count);
-      sum[i / Vec::width % 2] = sum[i / Vec::width % 2] + z;
+      sum = sum + z;
     });
-    total += reduce_add(sum[0] + sum[1]);
+    total += reduce_add(sum);
   });
   return total;
 }
@@ -86,12 +86,12 @@ static double squared_distances(const float* z, int64_t cols, float mean) {
   const Vec center(mean);
   double total = 0.0;
   for_blocks(cols, [&](int64_t begin, int64_t length) {
-    Vec sum[2] = {Vec(0.0f), Vec(0.0f)};
+    Vec sum(0.0f);
     for_vectors(length, [&](int64_t i, int count) {
       const Vec d = only_first(load_some(z + begin + i, count) - center, count);
-      sum[i / Vec::width % 2] = fma(d, d, sum[i / Vec::width % 2]);
+      sum = fma(d, d, sum);
     });
-    total += reduce_add(sum[0] + sum[1]);
+    total += reduce_add(sum);
   });
   return total;
 }

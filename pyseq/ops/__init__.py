@@ -12,6 +12,8 @@ from pyseq.ops.cross_entropy import (
     cross_entropy_sums,
 )
 from pyseq.ops.dispatch import backend, report
+from pyseq.ops.dropout import dropout
+from pyseq.ops.layer_norm import layer_norm
 
 __all__ = [
     "CrossEntropyRows",
@@ -22,5 +24,7 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_rows",
     "cross_entropy_sums",
+    "dropout",
+    "layer_norm",
     "report",
 ]
