@@ -13,6 +13,8 @@ void bind_adam(py::module_& m);           // bindings_adam.cpp
 void bind_cross_entropy(py::module_& m);  // bindings_cross_entropy.cpp
 void bind_grad_norm(py::module_& m);      // bindings_grad_norm.cpp
 void bind_segments(py::module_& m);       // bindings_segments.cpp
+void bind_dropout(py::module_& m);        // bindings_dropout.cpp
+void bind_layer_norm(py::module_& m);     // bindings_layer_norm.cpp
 
 namespace {
 
@@ -54,4 +56,6 @@ void bind_ops(py::module_& m) {
   bind_cross_entropy(m);
   bind_grad_norm(m);
   bind_segments(m);
+  bind_dropout(m);
+  bind_layer_norm(m);
 }

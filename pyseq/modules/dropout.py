@@ -6,8 +6,10 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pyseq.modules.linear import tokenwise
+from pyseq.ops import dropout
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +33,18 @@ class Dropout(nn.Module):
         """The probability that applies now: 0 at inference unless dropout is retained."""
         return self.p if self.training or self.apply_during_inference else 0.0
 
-    def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
-        return F.dropout(x, p=self.active_p, training=True, inplace=inplace) if self.active_p > 0 else x
+    def forward(self, x: Tensor, inplace: bool = False, residual: Tensor | None = None) -> Tensor:
+        """``x`` after dropout, plus ``residual`` if there is one. ``inplace`` overwrites ``x`` with it."""
+        p = self.active_p
+        if p == 0:
+            return x if residual is None else residual + x
+        if residual is None:
+            result = tokenwise(lambda y: dropout(y, p), x)
+        elif residual.dtype == x.dtype:
+            result = tokenwise(lambda y, z: dropout(y, p, residual=z), x, residual)
+        else:
+            result = residual + tokenwise(lambda y: dropout(y, p), x)
+        return x.copy_(result) if inplace else result
 
     def make_generation_fast_(
         self,

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 
-def tokenwise(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def tokenwise(fn: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tensor:
     """``fn``, which works along the last dimension alone, on ``x`` [T x B x C] without moving ``x`` in memory.
+
+    ``others`` are further arguments of ``fn``, of the shape of ``x``.
 
     Layers pass T x B x C, but the activations lie batch-first, as attention reads them. Given such a view, torch's own
     linear and layer_norm would copy it into T x B order, and attention would copy it back.
@@ -16,8 +18,8 @@ def tokenwise(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if x.dim() == 3 and not x.is_contiguous():
         batch_first = x.transpose(0, 1)  # B x T x C
         if batch_first.is_contiguous():
-            return fn(batch_first).transpose(0, 1)
-    return fn(x)
+            return fn(batch_first, *(other.transpose(0, 1) for other in others)).transpose(0, 1)
+    return fn(x, *others)
 
 
 class Linear(nn.Linear):

@@ -47,6 +47,18 @@ class TransformerLayer(nn.Module):
     def residual_connection(self, x: Tensor, residual: Tensor) -> Tensor:
         return residual + x
 
+    def end_block(self, x: Tensor, residual: Tensor, norm: nn.Module) -> Tensor:
+        """Dropout of ``x``, the residual connection and, in post-norm, ``norm``: in one pass if none was replaced."""
+        dropout = self.dropout_module
+        p = dropout.active_p if type(dropout) is Dropout else 0.0
+        fuses = p > 0 and type(self).residual_connection is TransformerLayer.residual_connection
+        if self.normalize_before:
+            return dropout(x, residual=residual) if fuses else self.residual_connection(dropout(x), residual)
+        if fuses and isinstance(norm, LayerNorm) and norm.fuses(x, residual) and not dropout._forward_hooks:
+            result: Tensor = norm(x, residual=residual, p=p)
+            return result
+        return norm(self.residual_connection(dropout(x), residual))
+
     def inner_norm(self, x: Tensor) -> Tensor:
         return x
 
@@ -59,9 +71,8 @@ class TransformerLayer(nn.Module):
         if self.normalize_before:
             x = self.final_layer_norm(x)
         x = self.activation_dropout_module(self.activation_fn(self.fc1(x)))  # T x B x F
-        x = self.dropout_module(self.fc2(self.inner_norm(x)))  # T x B x C
-        x = self.residual_connection(x, self.scale_residual(residual))
-        return x if self.normalize_before else self.final_layer_norm(x)
+        x = self.fc2(self.inner_norm(x))  # T x B x C
+        return self.end_block(x, self.scale_residual(residual), self.final_layer_norm)
 
     def rename_norms(self, state_dict: dict[str, Tensor], name: str, norms: tuple[str, ...]) -> None:
         """Give the ``layer_norms.N`` of old checkpoints their names."""
@@ -116,9 +127,7 @@ class TransformerEncoderLayer(TransformerLayer):
         x, _ = self.self_attn(
             query=x, key=x, value=x, key_padding_mask=encoder_padding_mask, need_weights=False, attn_mask=attn_mask
         )
-        x = self.residual_connection(self.dropout_module(x), residual)
-        if not self.normalize_before:
-            x = self.self_attn_layer_norm(x)
+        x = self.end_block(x, residual, self.self_attn_layer_norm)
         return self.feed_forward(x)
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
@@ -222,9 +231,7 @@ class TransformerDecoderLayer(TransformerLayer):
         x = self.attend_self(
             x, encoder_out, encoder_padding_mask, incremental_state, self_attn_mask, self_attn_padding_mask
         )
-        x = self.residual_connection(self.dropout_module(x), residual)
-        if not self.normalize_before:
-            x = self.self_attn_layer_norm(x)
+        x = self.end_block(x, residual, self.self_attn_layer_norm)
 
         attn = None
         if self.encoder_attn is not None and self.encoder_attn_layer_norm is not None and encoder_out is not None:
@@ -243,9 +250,7 @@ class TransformerDecoderLayer(TransformerLayer):
                 need_weights=need_attn or need_head_weights,
                 need_head_weights=need_head_weights,
             )
-            x = self.residual_connection(self.dropout_module(x), residual)
-            if not self.normalize_before:
-                x = self.encoder_attn_layer_norm(x)
+            x = self.end_block(x, residual, self.encoder_attn_layer_norm)
         return self.feed_forward(x), attn, None
 
     def attend_self(

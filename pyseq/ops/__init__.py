@@ -13,7 +13,9 @@ from pyseq.ops.cross_entropy import (
     cross_entropy_sums,
 )
 from pyseq.ops.dispatch import backend, report
+from pyseq.ops.dropout import dropout
 from pyseq.ops.grad_norm import GradNorm, grad_norm, norm_from_squares, sum_of_squares
+from pyseq.ops.layer_norm import layer_norm
 from pyseq.ops.remainder import join_master, split_master
 from pyseq.ops.segments import AdamPlan
 
@@ -32,6 +34,8 @@ __all__ = [
     "grad_norm",
     "join_master",
     "norm_from_squares",
+    "dropout",
+    "layer_norm",
     "report",
     "split_master",
     "sum_of_squares",

@@ -1,0 +1,1 @@
+#include "cpu/layer_norm_rows.h"

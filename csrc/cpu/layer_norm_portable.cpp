@@ -1,0 +1,2 @@
+#define PYSEQ_PORTABLE
+#include "cpu/layer_norm_rows.h"
