@@ -17,7 +17,7 @@ struct Row {
   int64_t cols;
   int64_t row_stride;
   int64_t ignore_index;
-  SmoothingWeights weights;
+  LossRule weights;
 };
 
 // The sums of part of a row, and whether the target's value occurs before the target or a nan anywhere.
@@ -126,7 +126,7 @@ __global__ void forward_kernel(const T* logits, const int64_t* targets, int64_t 
     p = joined_in_block(p, shape.cols);
     if (threadIdx.x == 0) {
       const RowSums sums{p.max, p.exp_sum, p.total - static_cast<double>(shape.cols) * p.max};
-      const RowLoss result = row_loss(sums, target_value, shape.cols, shape.weights);
+      const RowLoss result = row_loss(sums, target_value, {1.0, static_cast<double>(shape.cols)}, shape.weights);
       loss[r] = result.loss;
       nll[r] = result.nll;
       correct[r] = p.first_nan < shape.cols ? target == p.first_nan : target_value == p.max && p.equal_before == 0;
@@ -145,15 +145,17 @@ __global__ void backward_kernel(const T* logits, const int64_t* targets, int64_t
     const T* x = logits + r * shape.row_stride;
     T* out = grad + r * shape.cols;
     const float max = stats[2 * r], exp_sum = stats[2 * r + 1];
-    const RowGradient rule = row_gradient(grad_loss[r], exp_sum, shape.weights);
+    const RowWeights ones{1.0, static_cast<double>(shape.cols)};
+    const RowGradient rule = row_gradient(grad_loss[r], max, exp_sum, ones, shape.weights);
     const auto at = [&](T logit, int64_t index) {
       if (ignored) {
         return from_float<T>(0.0f);  // by selection: the logits may be inf or nan
       }
       if (index == target) {
-        return from_float<T>(target_gradient(grad_loss[r], to_float(logit), max, exp_sum, shape.weights));
+        return from_float<T>(target_gradient(grad_loss[r], to_float(logit), max, exp_sum, rule.mass, ones,
+                                             shape.weights));
       }
-      return from_float<T>(fmaf(expf(to_float(logit) - max), rule.scale, -rule.offset));
+      return from_float<T>(fmaf(expf(to_float(logit) - max), static_cast<float>(rule.scale), -rule.offset));
     };
     const Split parts = split(out, shape.cols);
     // Packs are aligned for the store. They are so for the load too where the rows of both matrices begin alike.
