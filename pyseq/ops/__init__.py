@@ -12,6 +12,11 @@ from pyseq.ops.cross_entropy import (
     cross_entropy_sums,
 )
 from pyseq.ops.dispatch import backend, report
+from pyseq.ops.linear_cross_entropy import (
+    linear_cross_entropy,
+    linear_cross_entropy_rows,
+    linear_cross_entropy_sums,
+)
 
 __all__ = [
     "CrossEntropyRows",
@@ -22,5 +27,8 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_rows",
     "cross_entropy_sums",
+    "linear_cross_entropy",
+    "linear_cross_entropy_rows",
+    "linear_cross_entropy_sums",
     "report",
 ]
