@@ -16,6 +16,11 @@ from pyseq.ops.dispatch import backend, report
 from pyseq.ops.dropout import dropout
 from pyseq.ops.grad_norm import GradNorm, grad_norm, norm_from_squares, sum_of_squares
 from pyseq.ops.layer_norm import layer_norm
+from pyseq.ops.linear_cross_entropy import (
+    linear_cross_entropy,
+    linear_cross_entropy_rows,
+    linear_cross_entropy_sums,
+)
 from pyseq.ops.remainder import join_master, split_master
 from pyseq.ops.segments import AdamPlan
 
@@ -36,6 +41,9 @@ __all__ = [
     "norm_from_squares",
     "dropout",
     "layer_norm",
+    "linear_cross_entropy",
+    "linear_cross_entropy_rows",
+    "linear_cross_entropy_sums",
     "report",
     "split_master",
     "sum_of_squares",

@@ -1,0 +1,44 @@
+"""How many rows of logits are made at a time where all of them would take too much memory."""
+
+from __future__ import annotations
+
+LARGEST_SHARE = 1 / 20  # of all logits
+CPU_LEAST_ROWS = 96  # fewer leave the matrix products waiting for the weights
+CPU_CACHED_BYTES = 16 << 20  # what three products and the softmax between them find in the cache again
+GPU_LEAST_ROWS = 1024
+GPU_MOST_ROWS = 4096  # more do not fill the device better
+GPU_MEMORY_SHARE = 1 / 32
+GPU_TILE = 128  # rows that a block of a matrix product computes
+
+
+def chunk_rows(rows: int, classes: int, itemsize: int, device_type: str, device_bytes: int = 0) -> int:
+    """Rows of a chunk of [rows, classes] logits, at least 1 and at most ``rows``.
+
+    On the CPU a chunk is less than 5 % of the logits and stays in the cache, unless that would be fewer than 96 rows.
+    On other devices it has 4,096 rows, or as many as fit into 1/32 of the memory, but no fewer than 1,024.
+
+    Args:
+        rows: of all logits.
+        classes: the width of the logits.
+        itemsize: bytes of a logit.
+        device_type: ``"cpu"``, ``"cuda"``, ...
+        device_bytes: memory of the device, where known; of no consequence on the CPU.
+    """
+    if rows <= 1:
+        return 1
+    row_bytes = max(classes * itemsize, 1)
+    if device_type == "cpu":
+        wanted = max(int(1 / LARGEST_SHARE) + 1, _ceil_div(rows * row_bytes, CPU_CACHED_BYTES))
+        return _ceil_div(rows, min(wanted, max(rows // CPU_LEAST_ROWS, 1)))
+    most = GPU_MOST_ROWS
+    if device_bytes:
+        fitting = int(device_bytes * GPU_MEMORY_SHARE) // row_bytes // GPU_TILE * GPU_TILE
+        most = min(most, max(fitting, GPU_LEAST_ROWS))
+    if rows <= most:
+        return rows
+    even = _ceil_div(rows, _ceil_div(rows, most))
+    return _ceil_div(even, GPU_TILE) * GPU_TILE
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)

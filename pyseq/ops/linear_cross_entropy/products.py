@@ -1,0 +1,60 @@
+"""The three matrix products of a chunk of rows h [R x D], weights W [V x D] and logits or their gradient g [R x V].
+
+On the CPU, fp32 products with few rows are those of oneDNN, where torch has it: the library behind ``torch.mm`` copies
+all of W into an order of its own for each product, which takes as long as a product with 100 rows. The sum of g^T h
+over chunks stays with ``torch.mm``, which adds to its result in place.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ONEDNN_MOST_ROWS = 512
+
+
+def logits(chunk: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor | None) -> Tensor:
+    """h W^T + b, in the first rows of ``buffer`` if there is one."""
+    if buffer is None:
+        return _onednn(chunk, weight, bias)
+    out = buffer[: len(chunk)]
+    return torch.mm(chunk, weight.t(), out=out) if bias is None else torch.addmm(bias, chunk, weight.t(), out=out)
+
+
+def makes_logits(chunk: Tensor) -> bool:
+    """Whether :func:`logits` of such a chunk needs no buffer."""
+    fits = chunk.device.type == "cpu" and chunk.dtype == torch.float32 and chunk.numel() > 0
+    return fits and len(chunk) <= ONEDNN_MOST_ROWS and _onednn_works()
+
+
+def input_gradient(gradient: Tensor, weight: Tensor, out: Tensor) -> None:
+    """g W, into ``out`` [R x D]."""
+    if makes_logits(gradient) and out.numel() > 0:
+        out.copy_(_onednn(gradient, weight.t(), None))
+    else:
+        torch.mm(gradient, weight, out=out)
+
+
+def add_weight_gradient(total: Tensor, gradient: Tensor, chunk: Tensor, first: bool) -> None:
+    """Add g^T h to ``total`` [V x D], which holds nothing yet if ``first``."""
+    if total.dtype == gradient.dtype:
+        torch.addmm(total, gradient.t(), chunk, beta=0.0 if first else 1.0, out=total)
+    elif gradient.is_cuda and _adds_to_fp32():
+        torch.addmm(total, gradient.t(), chunk, out_dtype=total.dtype, beta=0.0 if first else 1.0, out=total)
+    else:
+        product = gradient.t() @ chunk
+        _ = total.copy_(product) if first else total.add_(product)
+
+
+def _onednn(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return product
+
+
+def _onednn_works() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _adds_to_fp32() -> bool:
+    """Whether ``torch.addmm`` takes 16-bit factors and an fp32 sum on a GPU."""
+    return "out_dtype" in (torch.addmm.__doc__ or "")

@@ -1,0 +1,51 @@
+"""The size of chunks is a function of sizes alone."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyseq.ops.chunks import CPU_LEAST_ROWS, GPU_LEAST_ROWS, GPU_MOST_ROWS, GPU_TILE, chunk_rows
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(4096, 10_000), (2048, 32_000), (16_384, 50_257)])
+def test_a_chunk_on_the_cpu_is_a_small_share(rows: int, classes: int) -> None:
+    chunk = chunk_rows(rows, classes, 4, "cpu")
+    assert CPU_LEAST_ROWS <= chunk < rows / 20
+
+
+@pytest.mark.parametrize("rows", [1, 2, 95, 96, 97, 191])
+def test_few_rows_are_one_chunk(rows: int) -> None:
+    for device in ("cpu", "cuda"):
+        assert chunk_rows(rows, 128_256, 4, device, GIB) == rows
+
+
+def test_a_gpu_gets_chunks_that_fill_it() -> None:
+    assert chunk_rows(8192, 131_072, 2, "cuda", 139 * GIB) == 4096
+    assert chunk_rows(4096, 131_072, 2, "cuda", 139 * GIB) == 4096
+    assert chunk_rows(8192, 131_072, 2, "cuda", 24 * GIB) == 2816, "less memory, smaller chunks"
+    assert chunk_rows(8192, 1 << 20, 2, "cuda", 8 * GIB) == GPU_LEAST_ROWS, "never so small that it starves"
+    assert chunk_rows(5000, 32_000, 2, "cuda", 139 * GIB) == 2560, "even chunks, not one of 4096 and one of 904"
+    assert chunk_rows(8192, 32_000, 2, "xpu") == 4096
+
+
+@given(
+    rows=st.integers(0, 1 << 20),
+    classes=st.integers(0, 1 << 18),
+    itemsize=st.sampled_from([2, 4, 8]),
+    device=st.sampled_from(["cpu", "cuda", "mps"]),
+    device_bytes=st.integers(0, 1 << 40),
+)
+def test_every_size_gives_chunks_that_work(
+    rows: int, classes: int, itemsize: int, device: str, device_bytes: int
+) -> None:
+    chunk = chunk_rows(rows, classes, itemsize, device, device_bytes)
+    assert 1 <= chunk <= max(rows, 1)
+    if device == "cpu":
+        assert chunk >= min(rows, CPU_LEAST_ROWS)
+        assert chunk <= max(-(-rows // 21), 2 * CPU_LEAST_ROWS)
+    else:
+        assert chunk >= min(rows, GPU_LEAST_ROWS) - GPU_TILE and chunk <= GPU_MOST_ROWS
