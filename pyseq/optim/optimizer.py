@@ -89,7 +89,7 @@ class Optimizer(Optioned):
 
     def clip_grad_norm(self, max_norm: float, aggregate_norm_fn: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Clip the gradients to ``max_norm`` (0: only measure) and return their norm, fp32, from before."""
-        return clip_grad_norm_(self.params, max_norm, aggregate_norm_fn)
+        return clip_grad_norm_(self.params, max_norm, aggregate_norm_fn=aggregate_norm_fn)
 
     def step(
         self, closure: Callable[[], Any] | None = None, scale: float = 1.0, groups: Iterable[str] | None = None
