@@ -354,7 +354,7 @@ def _check_settings(group: dict[str, Any]) -> None:
         if isinstance(value, Tensor) and value.numel() != 1:
             raise ValueError(f"{name} must be a number or a tensor of one element, not of shape {tuple(value.shape)}")
     for name in ("lr", "eps", "weight_decay"):
-        if not group[name] >= 0:
+        if _on_host(group[name]) and not group[name] >= 0:
             raise ValueError(f"{name} must not be negative: {group[name]}")
     for i, beta in enumerate(group["betas"]):
         if not 0 <= beta < 1:
@@ -363,7 +363,11 @@ def _check_settings(group: dict[str, Any]) -> None:
 
 def _number_or_tensor(lr: float | Tensor) -> float | Tensor:
     """``lr`` as a number where reading it waits for no device."""
-    return float(lr) if isinstance(lr, Tensor) and lr.device.type == "cpu" else lr
+    return float(lr) if _on_host(lr) else lr
+
+
+def _on_host(value: float | Tensor) -> bool:
+    return not isinstance(value, Tensor) or value.device.type == "cpu"
 
 
 def _either(a: Tensor | None, b: Tensor | None) -> Tensor | None:
