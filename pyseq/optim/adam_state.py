@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pyseq.errors import CheckpointError
 from pyseq.ops.grad_norm import is_dense
-from pyseq.optim.sharded import local, part_like, spread_like
+from pyseq.optim.sharded import is_dtensor, local, part_like, spread_like
 
 Masters = Literal["auto", "none", "whole", "remainder"]
 State = dict[str, Any]
@@ -75,14 +75,24 @@ class StatePolicy:
 def complete(params: list[Tensor], states: list[State], columns: dict[str, torch.dtype]) -> None:
     """Add to ``states`` what they lack of ``columns``: zeros; for masters, the parameters."""
     for key, dtype in columns.items():
-        lacking = [(p, state) for p, state in zip(params, states) if key not in state]
-        for (param, state), part in zip(lacking, allocate([local(p) for p, _ in lacking], dtype)):
+        lacking = [(param, state) for param, state in zip(params, states) if key not in state]
+        for (param, state), part in zip(lacking, zeros([param for param, _ in lacking], dtype)):
             if key == "master":
                 part.copy_(local(param))
             state[key] = spread_like(part, param)
 
 
-def allocate(like: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+def zeros(params: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Zeros for what this rank holds of ``params``.
+
+    Those of plain tensors are in one piece of memory; those of DTensors are not, since torch cannot deepcopy a DTensor
+    that does not begin where its memory does.
+    """
+    together = iter(in_one_piece([param for param in params if not is_dtensor(param)], dtype))
+    return [torch.zeros_like(local(param), dtype=dtype) if is_dtensor(param) else next(together) for param in params]
+
+
+def in_one_piece(like: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """Zeros with the shapes of ``like``, and its strides where it is dense, in one piece of memory for each device.
 
     They follow each other without a gap where ``like`` do, so that kernels can take them as one stretch; others begin
@@ -134,7 +144,7 @@ def load(policy: StatePolicy, params: list[Tensor], saved: list[State]) -> list[
             if dtype is not None:
                 holders.setdefault(dtype, []).append(i)
         for dtype, indices in holders.items():
-            for i, part in zip(indices, allocate([local(params[i]) for i in indices], dtype)):
+            for i, part in zip(indices, zeros([params[i] for i in indices], dtype)):
                 part.copy_(part_like(saved[i][key], params[i]))
                 states[i][key] = spread_like(part, params[i])
     return states

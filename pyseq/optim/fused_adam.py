@@ -39,7 +39,8 @@ class FusedAdam(torch.optim.Optimizer):
         eps_mode: "torch" adds eps to the bias-corrected sqrt(v), "fairseq" to the uncorrected one.
         masters: what is kept beside 16-bit parameters, so that small updates are not lost in rounding: "whole" (an fp32
             copy), "remainder" (bf16 only: the 16 bits that the parameter lacks of it), "none"; "auto" is "remainder"
-            for bf16 and "whole" for fp16. Writing to such a parameter does not change a whole master.
+            for bf16 and "whole" for fp16. Writing to such a parameter does not change a whole master. torch cannot put
+            the remainders of DTensors together (int16 has no collectives): unsharded checkpoints need "whole".
         state_dtype: of exp_avg and exp_avg_sq. torch.bfloat16 halves them, with stochastic rounding.
         seed: of that rounding. The same seed and values give the same bits on every device.
 

@@ -38,8 +38,10 @@ def draw_grads(t, *lists, scale=1.0):
 
 
 def assert_near(ours, theirs, exact):
-    """``ours`` is as near to fp64 as torch's fp32 is, but for half as much again and for the weights of the averages:
-    rounded, beta1 and 1 - beta1 do not add up to 1, which 10 steps of memory make ten times as bad (torch has a lerp)."""
+    """``ours`` is as near to fp64 as torch's fp32 is, but for half as much again and for the weights of the averages.
+
+    Rounded, beta1 and 1 - beta1 do not add up to 1, which 10 steps of memory make ten times as bad; torch has a lerp.
+    """
     for a, b, c in zip(ours, theirs, exact):
         if a.numel():
             error, size = (b.double() - c).abs().max().item(), c.abs().max().item()
@@ -74,10 +76,10 @@ def test_a_state_goes_from_ours_to_torch_and_back_and_the_trajectory_goes_on(pai
     plain = copies(a)
     reference = pair[1](plain, **options)
     params = a
-    t = 0
+    t, state = 0, {}
     for which in (first, second, first):
         optimizer = pair[which](params, **options)
-        if t:
+        if state:
             saved = io.BytesIO()
             torch.save(state, saved)
             saved.seek(0)
