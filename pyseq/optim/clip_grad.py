@@ -85,18 +85,27 @@ def get_total_norm(
     return norm.float()
 
 
-def measure(tensors: Iterable[Tensor], *, max_norm: float | None = None, scale: Tensor | float = 1.0) -> GradNorm:
+def measure(
+    tensors: Iterable[Tensor],
+    *,
+    max_norm: float = math.inf,
+    scale: Tensor | float = 1.0,
+    aggregate_norm_fn: Callable[[Tensor], Tensor] | None = None,
+) -> GradNorm:
     """The 2-norm of ``scale`` times ``tensors``, and the factor that clips them, for an update to apply.
 
-    Args:
-        max_norm: None only measures: the factor is then ``scale``.
+    Arguments are those of :func:`clip_grad_norm_`, and ``scale``.
     """
     tensors = list(tensors)
+    limit = float(max_norm) if max_norm < math.inf else None
     groups = by_spread(tensors)
-    if list(groups) == [None] and len(groups[None]) == 1:
+    if aggregate_norm_fn is None and list(groups) == [None] and len(groups[None]) == 1:
         (parts,) = groups[None].values()
-        return grad_norm(parts, max_norm=max_norm, scale=scale)
-    return norm_from_squares(_total(tensors, sum_of_squares, "SUM"), max_norm=max_norm, scale=scale)
+        return grad_norm(parts, max_norm=limit, scale=scale)
+    total = _total(tensors, sum_of_squares, "SUM")
+    if aggregate_norm_fn is not None:
+        total = aggregate_norm_fn(total.sqrt().float()).double().square()
+    return norm_from_squares(total, max_norm=limit, scale=scale)
 
 
 def total_norm(tensors: Iterable[Tensor], norm_type: float = 2.0) -> Tensor:

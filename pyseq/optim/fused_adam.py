@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -149,10 +148,12 @@ class FusedAdam(torch.optim.Optimizer):
         factor, grad_scale, found_inf = self._gradient_factors(grads, max_norm, factor, found_inf)
         for number, bucket in enumerate(buckets):
             own = [grads[i] for i in bucket.indices]
-            placed = [placed_like(grad, param) for grad, param in zip(own, bucket.owners)] if bucket.sharded else own
-            self._update(bucket, [local(grad) for grad in placed], number, factor, grad_scale, found_inf, zero_grads)
-            if zero_grads:
-                for grad in [grad for grad, moved in zip(own, placed) if grad is not moved]:
+            parts = (
+                [local(placed_like(grad, param)) for grad, param in zip(own, bucket.owners)] if bucket.sharded else own
+            )
+            self._update(bucket, parts, number, factor, grad_scale, found_inf, zero_grads)
+            if zero_grads and bucket.sharded:
+                for grad in own:  # what was updated from is a copy where the gradient was spread differently
                     local(grad).zero_()
         return loss
 
@@ -167,7 +168,7 @@ class FusedAdam(torch.optim.Optimizer):
         scale = 1.0 if factor is None else factor
         norm = measure(
             [grad for grad in grads if grad is not None],
-            max_norm=float(max_norm) if max_norm < math.inf else None,
+            max_norm=max_norm,
             scale=scale if grad_scale is None else scale / grad_scale,
         )
         self.grad_norm = norm.norm

@@ -95,11 +95,11 @@ def by_spread(tensors: Iterable[Tensor]) -> dict[Spread | None, dict[torch.devic
     groups: dict[Spread | None, dict[torch.device, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
     for tensor in tensors:
         spread = None
-        if is_dtensor(tensor):
+        if type(tensor) is not Tensor and is_dtensor(tensor):
             tensor = reduced(tensor)
             placed: Any = tensor
             dims = tuple(dim for dim, placement in enumerate(placed.placements) if placement.is_shard())
             spread = Spread(placed.device_mesh, dims) if dims else None
-        part = local(tensor)
-        groups[spread][part.device].append(part)
+            tensor = local(tensor)
+        groups[spread][tensor.device].append(tensor)
     return groups
