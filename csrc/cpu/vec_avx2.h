@@ -29,6 +29,31 @@ static inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a.lanes, b.l
 // Where either is nan, the result is b.
 static inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a.lanes, b.lanes); }
 
+// Where either is nan, the result is nan.
+static inline Vec larger(Vec a, Vec b) {
+  const __m256 max = _mm256_max_ps(a.lanes, b.lanes);
+  return _mm256_blendv_ps(max, a.lanes, _mm256_cmp_ps(a.lanes, a.lanes, _CMP_UNORD_Q));
+}
+static inline Vec operator/(Vec a, Vec b) { return _mm256_div_ps(a.lanes, b.lanes); }
+static inline Vec root(Vec a) { return _mm256_sqrt_ps(a.lanes); }
+
+// A sum of squares in fp64.
+struct SquareSum {
+  __m256d low = _mm256_setzero_pd(), high = _mm256_setzero_pd();
+
+  void add(Vec a) {
+    const __m256d first = _mm256_cvtps_pd(_mm256_castps256_ps128(a.lanes));
+    const __m256d second = _mm256_cvtps_pd(_mm256_extractf128_ps(a.lanes, 1));
+    low = _mm256_fmadd_pd(first, first, low);
+    high = _mm256_fmadd_pd(second, second, high);
+  }
+  double total() const {
+    const __m256d four = _mm256_add_pd(low, high);
+    const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+  }
+};
+
 static inline float reduce_max(Vec a) {
   const __m128 four = _mm_max_ps(_mm256_castps256_ps128(a.lanes), _mm256_extractf128_ps(a.lanes, 1));
   const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));

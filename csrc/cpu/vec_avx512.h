@@ -37,6 +37,27 @@ static inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a.lanes, b.l
 // Where either is nan, the result is b.
 static inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a.lanes, b.lanes); }
 
+// Where either is nan, the result is nan.
+static inline Vec larger(Vec a, Vec b) {
+  const __m512 max = _mm512_max_ps(a.lanes, b.lanes);
+  return _mm512_mask_mov_ps(max, _mm512_cmp_ps_mask(a.lanes, a.lanes, _CMP_UNORD_Q), a.lanes);
+}
+static inline Vec operator/(Vec a, Vec b) { return _mm512_div_ps(a.lanes, b.lanes); }
+static inline Vec root(Vec a) { return _mm512_sqrt_ps(a.lanes); }
+
+// A sum of squares in fp64.
+struct SquareSum {
+  __m512d low = _mm512_setzero_pd(), high = _mm512_setzero_pd();
+
+  void add(Vec a) {
+    const __m512d first = _mm512_cvtps_pd(_mm512_castps512_ps256(a.lanes));
+    const __m512d second = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.lanes, 1));
+    low = _mm512_fmadd_pd(first, first, low);
+    high = _mm512_fmadd_pd(second, second, high);
+  }
+  double total() const { return _mm512_reduce_add_pd(_mm512_add_pd(low, high)); }
+};
+
 static inline float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.lanes); }
 static inline float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.lanes); }
 static inline bool any_equal(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.lanes, b.lanes, _CMP_EQ_OQ) != 0; }

@@ -32,6 +32,28 @@ static inline Vec fma(Vec a, Vec b, Vec c) { return a.lanes * b.lanes + c.lanes;
 // Where either is nan, the result is b.
 static inline Vec max(Vec a, Vec b) { return a.lanes > b.lanes ? a.lanes : b.lanes; }
 
+// Where either is nan, the result is nan.
+static inline Vec larger(Vec a, Vec b) {
+  const Float4 max = a.lanes > b.lanes ? a.lanes : b.lanes;
+  return a.lanes == a.lanes ? max : a.lanes;
+}
+static inline Vec operator/(Vec a, Vec b) { return a.lanes / b.lanes; }
+static inline Vec root(Vec a) {
+  return Float4{std::sqrt(a.lanes[0]), std::sqrt(a.lanes[1]), std::sqrt(a.lanes[2]), std::sqrt(a.lanes[3])};
+}
+
+// A sum of squares in fp64.
+struct SquareSum {
+  typedef double Double4 __attribute__((vector_size(32)));
+  Double4 sums = {};
+
+  void add(Vec a) {
+    const Double4 wide = __builtin_convertvector(a.lanes, Double4);
+    sums = sums + wide * wide;
+  }
+  double total() const { return (sums[0] + sums[1]) + (sums[2] + sums[3]); }
+};
+
 static inline float reduce_max(Vec a) {
   const float low = a.lanes[0] > a.lanes[1] ? a.lanes[0] : a.lanes[1];
   const float high = a.lanes[2] > a.lanes[3] ? a.lanes[2] : a.lanes[3];

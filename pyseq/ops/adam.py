@@ -28,7 +28,11 @@ from pyseq.ops.remainder import join_master, split_master
 from pyseq.ops.segments import AdamPlan, Columns, check_columns
 
 EpsMode = Literal["torch", "fairseq"]
-dispatch.register_operation("adam")
+GRADS = 1  # the place of gradients among the columns
+EXTRA_NUMBERS = {None: 0, torch.float32: 1, torch.int16: 2}  # masters, remainders; as in csrc/cpu/adam.h
+SEED_MASK = (1 << 64) - 1
+
+dispatch.register_operation("adam", cpp=dispatch.KERNEL_DTYPES)
 
 
 class Rule(NamedTuple):
@@ -76,7 +80,30 @@ class Kernel:
         raise NotImplementedError
 
 
-KERNELS: dict[str, type[Kernel]] = {}
+class CppKernel(Kernel):
+    @staticmethod
+    def update(plan: AdamPlan, rule: Rule, scalars: Scalars) -> None:
+        lr = scalars.lr
+        dtypes = plan.dtypes
+        dispatch.required_core().adam(
+            plan.table.data_ptr(),
+            len(plan.table),
+            *(dispatch.DTYPE_NUMBERS[dtype] for dtype in dtypes[:3]),
+            EXTRA_NUMBERS[dtypes.extra],
+            *rule[:4],
+            rule.decoupled,
+            rule.eps_mode == "torch",
+            rule.maximize,
+            rule.zero_grads,
+            rule.seed & SEED_MASK,
+            scalars.step.data_ptr(),
+            0.0 if isinstance(lr, Tensor) else lr,
+            *(value.data_ptr() if isinstance(value, Tensor) else 0 for value in (lr, *scalars[2:])),
+            torch.get_num_threads(),
+        )
+
+
+KERNELS: dict[str, type[Kernel]] = {"cpp": CppKernel}
 
 
 @torch.no_grad()
@@ -133,15 +160,22 @@ def adam_(
     rule = Rule(beta1, beta2, eps, weight_decay, decoupled, eps_mode, maximize, zero_grads, seed)
     columns = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, _only(masters, remainders))
     _check_rule(rule)
-    check_columns(columns)
     scalars = _scalars(step, lr, factor, grad_scale, found_inf)
     chosen = dispatch.choose("adam", step.device.type, params[0].dtype if params else torch.float32)
     if chosen == "torch":
+        check_columns(columns)
         reference(columns, rule, scalars)
         return
     plan = AdamPlan() if plan is None else plan
-    plan.update(columns)
+    copies = plan.update(columns)
+    if params and plan.device != step.device:
+        raise ValueError(f"step is on {step.device}, params[0] on {plan.device}")
     KERNELS[chosen].update(plan, rule, scalars)
+    for place, tensor, copy in copies:
+        if place != GRADS:
+            tensor.copy_(copy)
+        elif zero_grads:
+            tensor.zero_()
 
 
 def reference(columns: Columns, rule: Rule, scalars: Scalars) -> None:

@@ -10,6 +10,7 @@ the tensors lie. The norm is right to the last bits of fp32, and finite wherever
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,11 +19,12 @@ import torch
 from torch import Tensor
 
 from pyseq.ops import dispatch
+from pyseq.ops.segments import DLPACK_DEVICES, dlpack_device, is_dense
 
 DTYPE_NUMBERS = {**dispatch.DTYPE_NUMBERS, torch.float64: 3}
 CLIP_EPS = 1e-6
 
-dispatch.register_operation("grad_norm")
+dispatch.register_operation("grad_norm", cpp=frozenset(DTYPE_NUMBERS))
 
 
 class GradNorm(NamedTuple):
@@ -51,12 +53,11 @@ def grad_norm(tensors: Sequence[Tensor], *, max_norm: float | None = None, scale
         ValueError: tensors on several devices, or ``max_norm`` that is negative or nan.
     """
     _check_max_norm(max_norm)
-    device = _common_device(tensors)
-    scale = _scale_on(device, scale)
-    kernel = _kernel(tensors, device)
+    memory = _memory_of(tensors)
+    kernel, scale = _kernel(memory), _scale_on(memory.device, scale)
     if kernel is None:
-        return norm_from_squares(reference(tensors, device), max_norm=max_norm, scale=scale)
-    return GradNorm(*kernel.grad_norm(_dense(tensors), device, max_norm, scale).unbind())
+        return norm_from_squares(reference(tensors, memory.device), max_norm=max_norm, scale=scale)
+    return GradNorm(*kernel.grad_norm(memory.table, memory.device, max_norm, scale).unbind())
 
 
 @torch.no_grad()
@@ -65,9 +66,11 @@ def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
 
     Arguments and errors are those of :func:`grad_norm`.
     """
-    device = _common_device(tensors)
-    kernel = _kernel(tensors, device)
-    return reference(tensors, device) if kernel is None else kernel.sum_of_squares(_dense(tensors), device)
+    memory = _memory_of(tensors)
+    kernel = _kernel(memory)
+    if kernel is None:
+        return reference(tensors, memory.device)
+    return kernel.sum_of_squares(memory.table, memory.device)
 
 
 @torch.no_grad()
@@ -92,32 +95,78 @@ def reference(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
 class Kernel:
     """A back end of this operation.
 
-    ``tensors`` are on ``device``; each is dense (its elements fill ``numel`` places from ``data_ptr``, in whatever
-    order) and of a dtype in ``DTYPE_NUMBERS``; some may be empty. ``scale`` is a number, or an fp32 tensor of one
-    element on ``device``. A kernel neither waits for the device nor changes the tensors. The same values in the same
-    list of sizes and dtypes give the same bits, wherever the tensors lie.
+    ``table`` is int64 [tensors, 3] on the CPU, contiguous: the address of each tensor on ``device``, the number of its
+    elements (maybe 0), which lie side by side there in whatever order, and its dtype as a number of ``DTYPE_NUMBERS``.
+    ``scale`` is a number, or an fp32 tensor of one element on ``device``. A kernel neither waits for the device nor
+    changes the tensors. The same values in tensors of the same sizes and dtypes give the same bits, wherever they lie.
     """
 
     @staticmethod
-    def grad_norm(tensors: list[Tensor], device: torch.device, max_norm: float | None, scale: Tensor | float) -> Tensor:
+    def grad_norm(table: Tensor, device: torch.device, max_norm: float | None, scale: Tensor | float) -> Tensor:
         """{norm, factor, found_inf}: fp32 [3] on ``device``."""
         raise NotImplementedError
 
     @staticmethod
-    def sum_of_squares(tensors: list[Tensor], device: torch.device) -> Tensor:
+    def sum_of_squares(table: Tensor, device: torch.device) -> Tensor:
         """fp64, 0-d, on ``device``."""
         raise NotImplementedError
 
 
-KERNELS: dict[str, type[Kernel]] = {}
+class CppKernel(Kernel):
+    @staticmethod
+    def grad_norm(table: Tensor, device: torch.device, max_norm: float | None, scale: Tensor | float) -> Tensor:
+        out = torch.empty(3)
+        number, address = (1.0, scale.data_ptr()) if isinstance(scale, Tensor) else (scale, 0)
+        dispatch.required_core().grad_norm(
+            table.data_ptr(),
+            len(table),
+            number,
+            address,
+            -1.0 if max_norm is None else max_norm,
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return out
+
+    @staticmethod
+    def sum_of_squares(table: Tensor, device: torch.device) -> Tensor:
+        total = dispatch.required_core().sum_of_squares(table.data_ptr(), len(table), torch.get_num_threads())
+        return torch.tensor(total, dtype=torch.float64)
 
 
-def _kernel(tensors: Sequence[Tensor], device: torch.device) -> type[Kernel] | None:
-    """The kernel for all of ``tensors``; None for the reference."""
-    if not tensors:
-        return None
-    dtypes = {tensor.dtype for tensor in tensors}
-    chosen = {dispatch.choose("grad_norm", device.type, dtype) for dtype in dtypes}
+KERNELS: dict[str, type[Kernel]] = {"cpp": CppKernel}
+
+
+class _Memory(NamedTuple):
+    table: Tensor
+    device: torch.device
+    dtypes: frozenset[torch.dtype]
+    copies: list[Tensor]  # of tensors that leave gaps or overlap: the table has their addresses
+
+
+def _memory_of(tensors: Sequence[Tensor]) -> _Memory:
+    """Where the tensors lie. Raises TypeError or ValueError for what has no norm."""
+    table = torch.empty(len(tensors), 3, dtype=torch.int64)
+    core = dispatch.core()
+    found = None if core is None else core.norm_table(tensors, table.data_ptr())
+    if found is not None and found[1] in DLPACK_DEVICES:
+        dtypes, device_type, index = found
+        return _Memory(table, dlpack_device(device_type, index), _dtypes_of_mask(dtypes), [])
+    device = _common_device(tensors)
+    dense = [tensor if is_dense(tensor) else tensor.contiguous() for tensor in tensors]
+    for i, tensor in enumerate(dense):
+        table[i] = torch.tensor([tensor.data_ptr(), tensor.numel(), DTYPE_NUMBERS.get(tensor.dtype, -1)])
+    return _Memory(table, device, frozenset(tensor.dtype for tensor in tensors), dense)
+
+
+@functools.cache
+def _dtypes_of_mask(mask: int) -> frozenset[torch.dtype]:
+    return frozenset(dtype for dtype, number in DTYPE_NUMBERS.items() if mask >> number & 1)
+
+
+def _kernel(memory: _Memory) -> type[Kernel] | None:
+    """The kernel for tensors of all these dtypes; None for the reference."""
+    chosen = {dispatch.choose("grad_norm", memory.device.type, dtype) for dtype in memory.dtypes}
     return KERNELS[chosen.pop()] if len(chosen) == 1 and chosen != {"torch"} else None
 
 
@@ -141,14 +190,3 @@ def _scale_on(device: torch.device, scale: Tensor | float) -> Tensor | float:
     if scale.numel() != 1:
         raise ValueError(f"scale must have one element, not shape {tuple(scale.shape)}")
     return scale.detach().to(device, torch.float32, non_blocking=True).reshape(())
-
-
-def _dense(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """``tensors``, copied where they leave gaps or overlap. The order of elements does not matter to a sum, but is kept
-    where it is so that the same tensor gives the same bits."""
-    return [tensor if is_dense(tensor) else tensor.contiguous() for tensor in tensors]
-
-
-def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill ``numel`` places in memory, in whatever order."""
-    return tensor.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(tensor)

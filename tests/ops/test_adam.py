@@ -8,7 +8,7 @@ import torch
 import pyseq.ops as ops
 from support.backends import running_on
 
-BACKENDS = ["torch"]
+BACKENDS = ["torch", "cpp-avx512", "cpp-avx2", "cpp-portable"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -11,7 +11,7 @@ from torch import Tensor
 import pyseq.ops as ops
 from support.backends import running_on
 
-BACKENDS = ["torch"]
+BACKENDS = ["torch", "cpp-avx512", "cpp-avx2", "cpp-portable"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
