@@ -8,10 +8,21 @@ from typing import Any
 from torch import Tensor
 
 from pyseq.errors import ConfigError
+from pyseq.optim.clip_grad import clip_grad_norm_, get_total_norm
+from pyseq.optim.fused_adam import FusedAdam, FusedAdamW
 from pyseq.optim.optimizer import Optimizer
 from pyseq.registry import Registry, import_siblings
 
-__all__ = ["OPTIMIZERS", "Optimizer", "build_optimizer", "register_optimizer"]
+__all__ = [
+    "OPTIMIZERS",
+    "FusedAdam",
+    "FusedAdamW",
+    "Optimizer",
+    "build_optimizer",
+    "clip_grad_norm_",
+    "get_total_norm",
+    "register_optimizer",
+]
 
 OPTIMIZERS = Registry("optimizer", Optimizer, required=True)
 register_optimizer = OPTIMIZERS.register

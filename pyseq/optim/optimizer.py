@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyseq.errors import CheckpointError, ConfigError
-from pyseq.optim.clip_grad import clip_grad_norm_, dense_grads, multiply_
+from pyseq.optim.clip_grad import clip_grad_norm_, dense_grads, measure, measured_grads, multiply_
 from pyseq.registry import Optioned
 
 
@@ -18,9 +19,15 @@ class Optimizer(Optioned):
 
     A plug-in is built as ``cls(cfg, params)`` and sets ``self._optimizer``, a :class:`torch.optim.Optimizer` over
     ``params``. The rest of this class then works as it is.
+
+    Where the torch optimizer's step takes ``factor`` and ``found_inf`` (:attr:`supports_step_with_factor`), averaging
+    and clipping do not touch the gradients: the update multiplies them as it reads them. ``param.grad`` then lacks
+    that factor until :meth:`apply_factor` is called.
     """
 
     _optimizer: torch.optim.Optimizer
+    _factor: Tensor | float | None = None  # what the gradients have yet to be multiplied by
+    _found_inf: Tensor | None = None  # not 0: they are not finite
 
     def __init__(self, cfg: Any) -> None:
         self.cfg = cfg
@@ -75,6 +82,7 @@ class Optimizer(Optioned):
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of ``loss`` to those of the parameters."""
+        self.apply_factor()
         loss.backward()
 
     def all_reduce_grads(self, module: nn.Module) -> None:
@@ -85,11 +93,29 @@ class Optimizer(Optioned):
 
     def multiply_grads(self, c: Tensor | float) -> None:
         """Multiply all gradients by ``c``, a number or a 0-dim tensor on the device."""
-        multiply_(dense_grads(self.params), c)
+        if self.supports_step_with_factor:
+            self._factor = c if self._factor is None else self._factor * c
+        else:
+            multiply_(dense_grads(self.params), c)
 
     def clip_grad_norm(self, max_norm: float, aggregate_norm_fn: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Clip the gradients to ``max_norm`` (0: only measure) and return their norm, fp32, from before."""
-        return clip_grad_norm_(self.params, max_norm, aggregate_norm_fn)
+        """Clip the gradients to ``max_norm`` (0: only measure) and return their norm, fp32, from before.
+
+        With :attr:`supports_step_with_factor`, a step with a norm that is not finite changes nothing.
+        """
+        limit = max_norm if max_norm > 0 else math.inf
+        if not self.supports_step_with_factor:
+            return clip_grad_norm_(self.params, limit, aggregate_norm_fn=aggregate_norm_fn)
+        scale = 1.0 if self._factor is None else self._factor
+        found = measure(measured_grads(self.params), max_norm=limit, scale=scale, aggregate_norm_fn=aggregate_norm_fn)
+        self._factor, self._found_inf = found.factor, found.found_inf
+        return found.norm
+
+    def apply_factor(self) -> None:
+        """Multiply the gradients by what they lack, for code that looks at them between averaging and the step."""
+        if self._factor is not None:
+            multiply_(dense_grads(self.params), self._factor)
+        self._factor = None
 
     def step(
         self, closure: Callable[[], Any] | None = None, scale: float = 1.0, groups: Iterable[str] | None = None
@@ -102,6 +128,8 @@ class Optimizer(Optioned):
             groups: names of the parameter groups to update, for optimizers with :attr:`supports_groups`.
         """
         options: dict[str, Any] = {"groups": groups} if self.supports_groups else {}
+        if self.supports_step_with_factor:
+            options |= {"factor": self._factor, "found_inf": self._found_inf}
         if self.supports_step_with_scale:
             options["scale"] = scale
         elif scale != 1.0:
@@ -110,6 +138,7 @@ class Optimizer(Optioned):
 
     def zero_grad(self) -> None:
         """Drop the gradients; their memory is free until the next backward pass."""
+        self._factor = self._found_inf = None
         for param in self.params:
             param.grad = None
 
@@ -122,6 +151,11 @@ class Optimizer(Optioned):
     def supports_step_with_scale(self) -> bool:
         """Whether the torch optimizer's step takes ``scale``."""
         return bool(getattr(self.optimizer, "supports_step_with_scale", False))
+
+    @property
+    def supports_step_with_factor(self) -> bool:
+        """Whether the torch optimizer's step takes ``factor`` and ``found_inf``, as FusedAdam's does."""
+        return bool(getattr(self.optimizer, "supports_step_with_factor", False))
 
     @property
     def supports_groups(self) -> bool:
