@@ -79,7 +79,7 @@ struct Kept {
 template <class T, Options options>
 __device__ inline Part scan(const T* x, const Layout<T>& layout, const Kept<T>& kept, bool keep,
                             const Elements<options>& elements, int thread, int threads) {
-  constexpr int size = Pack<T>::size;
+  constexpr int size = Pack<T>::size, batch = pyseq::batch<options>;
   Scan<T, options> sums{elements};
   const int edge = layout.edge(thread);
   struct {
@@ -121,7 +121,7 @@ __device__ inline Part scan(const T* x, const Layout<T>& layout, const Kept<T>& 
 template <class T, Options options>
 __device__ inline void write_gradient(const T* x, T* out, int count, const Kept<T>& kept, const Gradient& rule,
                                       const Elements<options>& elements, int thread, int threads) {
-  constexpr int size = Pack<T>::size;
+  constexpr int size = Pack<T>::size, batch = pyseq::batch<options>;
   const Layout<T> layout(out, count);
   const float shift = finite_shift(rule.max);
   const bool aligned = (reinterpret_cast<uintptr_t>(x) - reinterpret_cast<uintptr_t>(out)) % 16 == 0;

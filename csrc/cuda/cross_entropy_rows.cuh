@@ -11,10 +11,12 @@ namespace pyseq {
 
 constexpr int warp_size = 32;
 constexpr unsigned all_lanes = 0xffffffffu;
-constexpr int batch = 4;  // independent loads of a thread in flight
-
 // What is compiled in: each step costs the elements of a row some instructions that the one before does not.
 enum class Options { plain, smoothed, all };  // all: class weights and soft cap as well
+
+// Independent loads of a thread in flight; with all options there are registers for fewer.
+template <Options options>
+constexpr int batch = options == Options::all ? 2 : 4;
 
 // ex2.approx is off by 2^-22.5 at most; expf would add only steps that reduce its argument.
 __device__ inline float exp_of(float x) {
