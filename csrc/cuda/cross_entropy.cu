@@ -47,7 +47,7 @@ struct Rows {
   }
   template <Options options>
   __device__ Elements<options> elements(int begin) const {
-    return {class_weight == nullptr ? nullptr : class_weight + begin, rule.soft_cap};
+    return {class_weight == nullptr ? nullptr : class_weight + begin, rule.soft_cap, 1.0f / rule.soft_cap};
   }
   __device__ bool is_class(int64_t y) const { return y >= 0 && y < cols; }
 };
@@ -101,7 +101,7 @@ __device__ inline Part scan(const T* x, const Layout<T>& layout, const Kept<T>& 
       for (int u = 0; u < batch; ++u) {
         const int j = i + u * step;
         if (j < end && j < kept.count) {
-          *reinterpret_cast<Pack<T>*>(kept.elements + j) = packs[u];
+          *reinterpret_cast<uint4*>(kept.elements + j) = *reinterpret_cast<const uint4*>(&packs[u]);
         }
       }
     }
@@ -118,7 +118,7 @@ __device__ inline Part scan(const T* x, const Layout<T>& layout, const Kept<T>& 
 
 // Writes a thread's share of the gradient of a slice. Packs are aligned for the store; they are so for the load too unless
 // the rows of the two matrices begin differently.
-template <class T, Options options>
+template <bool any_kept, class T, Options options>
 __device__ inline void write_gradient(const T* x, T* out, int count, const Kept<T>& kept, const Gradient& rule,
                                       const Elements<options>& elements, int thread, int threads) {
   constexpr int size = Pack<T>::size, batch = pyseq::batch<options>;
@@ -129,7 +129,7 @@ __device__ inline void write_gradient(const T* x, T* out, int count, const Kept<
     const float z = elements.capped(to_float(logit));
     const float p = exp_of(z - shift);
     if constexpr (options == Options::all) {
-      const float slope = elements.soft_cap == 0.0f ? 1.0f : cap_slope(z, elements.soft_cap);
+      const float slope = elements.soft_cap == 0.0f ? 1.0f : cap_slope(z * elements.inverse_cap, 1.0f);
       return slope * fmaf(p, rule.scale, -rule.offset * elements.weight(i));
     }
     return fmaf(p, rule.scale, -rule.offset);
@@ -140,8 +140,8 @@ __device__ inline void write_gradient(const T* x, T* out, int count, const Kept<
 #pragma unroll
     for (int u = 0; u < batch; ++u) {
       const int j = i + u * step;
-      if (j + size <= kept.count && j < end) {
-        packs[u] = aligned ? *reinterpret_cast<const Pack<T>*>(kept.elements + j) : load_unaligned(kept.elements + j);
+      if (any_kept && j + size <= kept.count && j < end) {
+        packs[u] = aligned ? load_pack(kept.elements + j) : load_unaligned(kept.elements + j);
       } else if (j < end) {
         packs[u] = aligned ? load_last(x + j) : load_unaligned(x + j);
       }
@@ -160,7 +160,7 @@ __device__ inline void write_gradient(const T* x, T* out, int count, const Kept<
   }
   const int edge = layout.edge(thread);
   if (edge >= 0) {
-    out[edge] = from_float<T>(at(edge < kept.count ? kept.elements[edge] : x[edge], edge));
+    out[edge] = from_float<T>(at(any_kept && edge < kept.count ? kept.elements[edge] : x[edge], edge));
   }
 }
 
@@ -306,7 +306,7 @@ __global__ void __launch_bounds__(max_threads, 2) rows_kernel(const __grid_const
     synchronize(whole_block);
     const Gradient gradient = gradients[threadIdx.y];
     T* out = rows.grad + r * rows.grad_stride + begin;
-    write_gradient(x, out, count, kept, gradient, elements, thread, threads);
+    write_gradient<true>(x, out, count, kept, gradient, elements, thread, threads);
     if (writes(out, count, y - begin, thread, threads)) {
       write_target(rows, r, y, gradient, elements.capped(x_y));
     }
@@ -338,7 +338,7 @@ __global__ void __launch_bounds__(max_threads, 2) gradient_kernel(const __grid_c
   const bool has_target = writes(out, count, y - begin, thread, threads);
   const float x_y = has_target ? to_float(x[y - begin]) : 0.0f;
   const Gradient gradient = gradient_of(rows, r, y, rows.stats[2 * r], rows.stats[2 * r + 1]);
-  write_gradient(x, out, count, Kept<T>(), gradient, elements, thread, threads);
+  write_gradient<false>(x, out, count, Kept<T>(), gradient, elements, thread, threads);
   if (has_target) {
     write_target(rows, r, y, gradient, elements.capped(x_y));
   }

@@ -16,7 +16,7 @@ enum class Options { plain, smoothed, all };  // all: class weights and soft cap
 
 // Independent loads of a thread in flight; with all options there are registers for fewer.
 template <Options options>
-constexpr int batch = options == Options::all ? 2 : 4;
+constexpr int batch = options == Options::all ? 1 : 4;
 
 // ex2.approx is off by 2^-22.5 at most; expf would add only steps that reduce its argument.
 __device__ inline float exp_of(float x) {
@@ -33,10 +33,11 @@ template <Options options>
 struct Elements {
   const float* class_weight;  // of the first element at hand; null: none
   float soft_cap;             // 0: none
+  float inverse_cap;          // a division would cost more than all the rest
 
   __device__ float capped(float x) const {
     if constexpr (options == Options::all) {
-      return soft_cap == 0.0f ? x : soft_cap * tanhf(x / soft_cap);
+      return soft_cap == 0.0f ? x : soft_cap * tanhf(x * inverse_cap);
     }
     return x;
   }
