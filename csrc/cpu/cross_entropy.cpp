@@ -1,7 +1,10 @@
 #include "cpu/cross_entropy.h"
 
+#include <omp.h>
+
 #include <cmath>
 #include <cstring>
+#include <memory>
 
 #include "cpu/memory.h"
 
@@ -53,19 +56,155 @@ void set_element(void* row, int64_t index, DType dtype, float value) {
 }
 
 // Whether the target is what argmax finds: the first maximum, where nan counts as the largest number.
-bool is_first_maximum(const CrossEntropyInput& input, const RowKernels& kernels, const void* row, int64_t target,
+bool is_first_maximum(const RowKernels& kernels, const void* row, DType dtype, int64_t cols, int64_t target,
                       const RowSums& sums) {
-  const float value = element(row, target, input.dtype);
+  const float value = element(row, target, dtype);
   if (std::isnan(sums.exp_sum)) {
     int64_t first = 0;
-    while (first < input.cols && !std::isnan(element(row, first, input.dtype))) {
+    while (first < cols && !std::isnan(element(row, first, dtype))) {
       ++first;
     }
-    if (first < input.cols) {
+    if (first < cols) {
       return target == first;
     }
   }
   return value == sums.max && !kernels.contains(row, target, sums.max);
+}
+
+double total_of(const float* class_weights, int64_t cols) {
+  double total = 0.0;
+  for (int64_t i = 0; i < cols; ++i) {
+    total += class_weights[i];
+  }
+  return total;
+}
+
+// Memory for a row's intermediate values, one part a thread.
+class Scratch {
+ public:
+  Scratch(int threads, int64_t floats)
+      : floats_((floats + line - 1) / line * line),
+        memory_(floats == 0 ? nullptr : new float[static_cast<size_t>(floats_ * threads + line)]) {}
+
+  float* of_thread(int thread) const {
+    const uintptr_t bytes = line * sizeof(float);
+    const uintptr_t aligned = (reinterpret_cast<uintptr_t>(memory_.get()) + bytes - 1) / bytes * bytes;
+    return reinterpret_cast<float*>(aligned) + thread * floats_;
+  }
+
+ private:
+  static constexpr int64_t line = 16;  // floats in a cache line
+  int64_t floats_;
+  std::unique_ptr<float[]> memory_;
+};
+
+int64_t rounded_up(int64_t floats) { return (floats + 15) / 16 * 16; }
+
+// What the rows of one call share, and the work on one row.
+class Rows {
+ public:
+  explicit Rows(const CrossEntropyInput& input)
+      : in_(input),
+        kernels_(kernels_for(input.dtype)),
+        capped_kernels_(kernels_for(DType::f32)),
+        total_weight_(input.class_weights ? total_of(input.class_weights, input.cols)
+                                          : static_cast<double>(input.cols)) {}
+
+  bool is_capped() const { return in_.rule.soft_cap != 0.0f; }
+  bool is_ignored(int64_t row) const { return in_.target[row] == in_.ignore_index; }
+
+  // Floats that a thread needs for capped logits, and for these and exponentials.
+  int64_t capped_floats() const { return is_capped() ? rounded_up(in_.cols) : 0; }
+  int64_t all_floats() const {
+    return capped_floats() + rounded_up(in_.cols) + (in_.cols + cross_entropy_block - 1) / cross_entropy_block;
+  }
+  KeptExponentials kept(float* scratch) const {
+    float* values = scratch + capped_floats();
+    return {values, values + rounded_up(in_.cols)};
+  }
+
+  // Fills the output of row r and returns its sums. `scratch` receives the capped logits, if there is a cap.
+  RowSums forward(int64_t r, const CrossEntropyOutput& out, float* scratch, const KeptExponentials* kept) const {
+    const int64_t target = in_.target[r];
+    if (is_ignored(r)) {
+      write(out, r, {0.0f, 0.0f}, false, 0.0f, 1.0f);
+      return {0.0f, 1.0, 0.0};
+    }
+    const void* row = capped_row(r, scratch);
+    const RowKernels& kernels = is_capped() ? capped_kernels_ : kernels_;
+    const RowSums sums = kernels.sums(row, in_.cols, in_.class_weights, kept);
+    const RowLoss loss = row_loss(sums, element(row, target, row_dtype()), weights_of(target), in_.rule);
+    const bool correct = is_first_maximum(kernels, row, row_dtype(), in_.cols, target, sums);
+    write(out, r, loss, correct, sums.max, static_cast<float>(sums.exp_sum));
+    return sums;
+  }
+
+  // Writes the gradient of row r, from kept exponentials or, where they are null, from the logits.
+  void backward(int64_t r, float grad_loss, float max, double exp_sum, float* scratch, const KeptExponentials* kept,
+                void* out, bool stream) const {
+    const int64_t target = in_.target[r], cols = in_.cols;
+    if (is_ignored(r)) {
+      std::memset(out, 0, static_cast<size_t>(cols) * size_of(in_.dtype));
+      return;
+    }
+    const void* row = is_capped() ? (kept ? scratch : capped_row(r, scratch)) : row_of(in_, r);
+    const RowWeights weights = weights_of(target);
+    const GradientRule rule{row_gradient(grad_loss, max, exp_sum, weights, in_.rule), in_.class_weights,
+                            is_capped() ? scratch : nullptr, in_.rule.soft_cap};
+    const float logit = element(row, target, row_dtype());  // before it is overwritten
+    if (kept) {
+      kernels_.gradient_of_kept(*kept, cols, max, rule, out, stream);
+    } else if (is_capped()) {
+      kernels_.gradient_of_capped(row, cols, max, rule, out, stream);
+    } else {
+      kernels_.gradient(row, cols, max, rule, out, stream);
+    }
+    set_element(out, target, in_.dtype,
+                target_gradient(grad_loss, logit, max, exp_sum, rule.row.mass, weights, in_.rule));
+  }
+
+ private:
+  DType row_dtype() const { return is_capped() ? DType::f32 : in_.dtype; }
+
+  const void* capped_row(int64_t r, float* scratch) const {
+    if (!is_capped()) {
+      return row_of(in_, r);
+    }
+    kernels_.cap(row_of(in_, r), in_.cols, in_.rule.soft_cap, scratch);
+    return scratch;
+  }
+
+  RowWeights weights_of(int64_t target) const {
+    return {in_.class_weights ? in_.class_weights[target] : 1.0, total_weight_};
+  }
+
+  static void write(const CrossEntropyOutput& out, int64_t r, const RowLoss& loss, bool correct, float max,
+                    float exp_sum) {
+    out.loss[r] = loss.loss;
+    out.nll[r] = loss.nll;
+    out.correct[r] = correct;
+    out.stats[2 * r] = max;
+    out.stats[2 * r + 1] = exp_sum;
+  }
+
+  const CrossEntropyInput& in_;
+  RowKernels kernels_;
+  RowKernels capped_kernels_;
+  double total_weight_;
+};
+
+void* row_of(const CrossEntropyGradient& gradient, DType dtype, int64_t row) {
+  return static_cast<char*>(gradient.grad) + row * gradient.row_stride * static_cast<int64_t>(size_of(dtype));
+}
+
+// Stores that bypass the cache pay for a large gradient, but not where the lines that it replaces were just read.
+bool streams(const CrossEntropyInput& input, const CrossEntropyGradient& gradient) {
+  const int64_t bytes = input.rows * input.cols * static_cast<int64_t>(size_of(input.dtype));
+  if (gradient.grad == input.logits) {
+    return false;
+  }
+  advise_huge_pages(gradient.grad, bytes);
+  return is_beyond_cache(bytes);
 }
 
 }  // namespace
@@ -80,51 +219,50 @@ int64_t first_bad_target(const CrossEntropyInput& input) {
   return -1;
 }
 
-void cross_entropy_forward(const CrossEntropyInput& input, float* loss, float* nll, uint8_t* correct, float* stats,
-                           int threads) {
-  const RowKernels kernels = kernels_for(input.dtype);
-#pragma omp parallel for num_threads(useful_threads(threads, input.rows, input.cols)) schedule(static)
+void cross_entropy_forward(const CrossEntropyInput& input, const CrossEntropyOutput& output, int threads) {
+  const Rows rows(input);
+  const int used = useful_threads(threads, input.rows, input.cols);
+  const Scratch scratch(used, rows.capped_floats());
+#pragma omp parallel for num_threads(used) schedule(static)
   for (int64_t r = 0; r < input.rows; ++r) {
-    const int64_t target = input.target[r];
-    if (target == input.ignore_index) {
-      loss[r] = nll[r] = 0.0f;
-      correct[r] = 0;
-      stats[2 * r] = 0.0f;
-      stats[2 * r + 1] = 1.0f;
-      continue;
-    }
-    const void* row = row_of(input, r);
-    const RowSums sums = kernels.sums(row, input.cols);
-    const RowLoss result = row_loss(sums, element(row, target, input.dtype), input.cols, input.weights);
-    loss[r] = result.loss;
-    nll[r] = result.nll;
-    correct[r] = is_first_maximum(input, kernels, row, target, sums);
-    stats[2 * r] = sums.max;
-    stats[2 * r + 1] = static_cast<float>(sums.exp_sum);
+    rows.forward(r, output, scratch.of_thread(omp_get_thread_num()), nullptr);
   }
 }
 
-void cross_entropy_backward(const CrossEntropyInput& input, const float* grad_loss, const float* stats, void* grad,
-                            int threads) {
-  const RowKernels kernels = kernels_for(input.dtype);
-  const int64_t row_bytes = input.cols * static_cast<int64_t>(size_of(input.dtype));
-  const bool stream = is_beyond_cache(input.rows * row_bytes);
-  advise_huge_pages(grad, input.rows * row_bytes);
-#pragma omp parallel num_threads(useful_threads(threads, input.rows, input.cols))
+void cross_entropy_backward(const CrossEntropyInput& input, const float* grad_loss, const float* stats,
+                            const CrossEntropyGradient& gradient, int threads) {
+  const Rows rows(input);
+  const bool stream = streams(input, gradient);
+  const int used = useful_threads(threads, input.rows, input.cols);
+  const Scratch scratch(used, rows.capped_floats());
+#pragma omp parallel num_threads(used)
   {
+    float* mine = scratch.of_thread(omp_get_thread_num());
 #pragma omp for schedule(static) nowait
     for (int64_t r = 0; r < input.rows; ++r) {
-      char* out = static_cast<char*>(grad) + r * row_bytes;
-      const int64_t target = input.target[r];
-      if (target == input.ignore_index) {
-        std::memset(out, 0, static_cast<size_t>(row_bytes));
-        continue;
-      }
-      const void* row = row_of(input, r);
-      const float max = stats[2 * r], exp_sum = stats[2 * r + 1];
-      kernels.gradient(row, input.cols, max, row_gradient(grad_loss[r], exp_sum, input.weights), out, stream);
-      const float logit = element(row, target, input.dtype);
-      set_element(out, target, input.dtype, target_gradient(grad_loss[r], logit, max, exp_sum, input.weights));
+      rows.backward(r, grad_loss[r], stats[2 * r], stats[2 * r + 1], mine, nullptr, row_of(gradient, input.dtype, r),
+                    stream);
+    }
+    finish_streaming();
+  }
+}
+
+void cross_entropy_loss_and_gradient(const CrossEntropyInput& input, const float* row_weight, int64_t weight_stride,
+                                     const CrossEntropyOutput& output, const CrossEntropyGradient& gradient,
+                                     int threads) {
+  const Rows rows(input);
+  const bool stream = streams(input, gradient);
+  const int used = useful_threads(threads, input.rows, input.cols);
+  const Scratch scratch(used, rows.all_floats());
+#pragma omp parallel num_threads(used)
+  {
+    float* mine = scratch.of_thread(omp_get_thread_num());
+    const KeptExponentials kept = rows.kept(mine);
+#pragma omp for schedule(static) nowait
+    for (int64_t r = 0; r < input.rows; ++r) {
+      const RowSums sums = rows.forward(r, output, mine, &kept);
+      rows.backward(r, row_weight[r * weight_stride], sums.max, sums.exp_sum, mine, &kept,
+                    row_of(gradient, input.dtype, r), stream);
     }
     finish_streaming();
   }

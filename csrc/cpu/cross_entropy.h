@@ -17,26 +17,71 @@ struct CrossEntropyInput {
   int64_t row_stride;      // in elements
   const int64_t* target;   // [rows]
   int64_t ignore_index;    // a row with this target has loss and gradient 0, whatever its logits
-  SmoothingWeights weights;
+  LossRule rule;
+  const float* class_weights = nullptr;  // [cols], or null
+};
+
+// What is written for each row: the loss, the nll, whether the target is the first maximum of the logits, and
+// {max, sum of exp(x - max)} of the capped logits.
+struct CrossEntropyOutput {
+  float* loss;
+  float* nll;
+  uint8_t* correct;
+  float* stats;  // [rows, 2]
+};
+
+// Where a gradient of the logits' dtype is written: [rows, cols], elements of a row next to each other.
+struct CrossEntropyGradient {
+  void* grad;
+  int64_t row_stride;  // in elements
 };
 
 // The first row whose target is neither in [0, cols) nor ignore_index; -1 if there is none.
 int64_t first_bad_target(const CrossEntropyInput& input);
 
-// Writes, for each row, the loss, the nll, whether the target is the first maximum of the logits, and in stats
-// {max, sum of exp(x - max)} for the gradient. `threads` changes no bit of the result.
-void cross_entropy_forward(const CrossEntropyInput& input, float* loss, float* nll, uint8_t* correct, float* stats,
-                           int threads);
+// In all three, `threads` changes no bit of the result.
+void cross_entropy_forward(const CrossEntropyInput& input, const CrossEntropyOutput& output, int threads);
 
-// Writes d(sum_r grad_loss[r] * loss[r])/d(logits) into grad: [rows, cols] without gaps, of the logits' dtype.
-void cross_entropy_backward(const CrossEntropyInput& input, const float* grad_loss, const float* stats, void* grad,
-                            int threads);
+// Writes d(sum_r grad_loss[r] * loss[r])/d(logits), from the stats of the forward pass. The gradient may take the
+// place of the logits.
+void cross_entropy_backward(const CrossEntropyInput& input, const float* grad_loss, const float* stats,
+                            const CrossEntropyGradient& gradient, int threads);
+
+// Both at once, each row while it is in the cache: the gradient is that of sum_r row_weight[r * weight_stride] * loss[r].
+// It may take the place of the logits.
+void cross_entropy_loss_and_gradient(const CrossEntropyInput& input, const float* row_weight, int64_t weight_stride,
+                                     const CrossEntropyOutput& output, const CrossEntropyGradient& gradient,
+                                     int threads);
+
+// Elements of a row between which the shift of the exponentials may change. A block stays in the first-level cache
+// between its maximum and its sums, so that a row is read from memory once.
+constexpr int64_t cross_entropy_block = 2048;
+
+// The exponentials of a row, kept from its sums for its gradient: exp(x_v - shift of v's block).
+struct KeptExponentials {
+  float* values;  // [cols]
+  float* shifts;  // [blocks]
+};
+
+// How the gradient of a row is made from its exponentials.
+struct GradientRule {
+  RowGradient row;
+  const float* class_weights;  // [cols], or null
+  const float* capped;         // [cols], the logits after the soft cap; null without one
+  float soft_cap;
+};
 
 // What an instruction set does with one row of one dtype.
 struct RowKernels {
-  RowSums (*sums)(const void* row, int64_t cols);
+  void (*cap)(const void* row, int64_t cols, float soft_cap, float* capped);
+  RowSums (*sums)(const void* row, int64_t cols, const float* class_weights, const KeptExponentials* kept);
   bool (*contains)(const void* row, int64_t cols, float value);
-  void (*gradient)(const void* row, int64_t cols, float max, RowGradient rule, void* out, bool stream);
+  // From the row, from the capped row, and from the exponentials that `sums` kept. `stream`: bypass the cache.
+  void (*gradient)(const void* row, int64_t cols, float max, const GradientRule& rule, void* out, bool stream);
+  void (*gradient_of_capped)(const void* capped, int64_t cols, float max, const GradientRule& rule, void* out,
+                             bool stream);
+  void (*gradient_of_kept)(const KeptExponentials& kept, int64_t cols, float max, const GradientRule& rule, void* out,
+                           bool stream);
 };
 
 namespace portable {

@@ -11,8 +11,7 @@
 namespace pyseq {
 namespace PYSEQ_ISA {
 
-// A row is read from memory once: a block of it stays in the first-level cache between its maximum and its sums.
-static constexpr int64_t block_size = 2048;
+static constexpr int64_t block_size = cross_entropy_block;
 static constexpr int unroll = 4;  // independent sums, for the latency of addition
 static constexpr int64_t stride = unroll * Vec::width;
 static constexpr float infinity = std::numeric_limits<float>::infinity();
@@ -35,40 +34,69 @@ static float block_max(const T* x, int64_t count) {
   return reduce_max(max(max(best[0], best[1]), max(best[2], best[3])));
 }
 
-// Adds to exp_sum and shifted_sum what a block contributes, relative to `shift`.
-template <class T>
-static void add_block(const T* x, int64_t count, float shift, double* exp_sum, double* shifted_sum) {
+// What a block adds to the sums of its row, relative to a shift.
+struct BlockSums {
+  double exps;
+  double shifted;  // of w (x - shift)
+  double weights;
+};
+
+// Keeps the exponentials in `exps`, unless it is null.
+template <class T, bool weighted_terms>
+static BlockSums block_sums(const T* x, int64_t count, float shift, const float* weights, float* exps) {
   const Vec offset(shift);
-  Vec exps[unroll] = {Vec(0.0f), Vec(0.0f), Vec(0.0f), Vec(0.0f)};
+  Vec exp_sum[unroll] = {Vec(0.0f), Vec(0.0f), Vec(0.0f), Vec(0.0f)};
   Vec shifted[unroll] = {Vec(0.0f), Vec(0.0f), Vec(0.0f), Vec(0.0f)};
+  Vec weight_sum(0.0f);
+  const auto add = [&](int64_t i, int u) {
+    const Vec t = load(x + i) - offset;
+    const Vec e = exp_nonpositive(t);
+    if (exps) {
+      store(exps + i, e);
+    }
+    exp_sum[u] = exp_sum[u] + e;
+    if (weighted_terms) {
+      const Vec w = load(weights + i);
+      shifted[u] = fma(w, t, shifted[u]);
+      weight_sum = weight_sum + w;
+    } else {
+      shifted[u] = shifted[u] + t;
+    }
+  };
   int64_t i = 0;
   for (; i + stride <= count; i += stride) {
     for (int u = 0; u < unroll; ++u) {
-      const Vec t = load(x + i + u * Vec::width) - offset;
-      exps[u] = exps[u] + exp_nonpositive(t);
-      shifted[u] = shifted[u] + t;
+      add(i + u * Vec::width, u);
     }
   }
   for (; i + Vec::width <= count; i += Vec::width) {
-    const Vec t = load(x + i) - offset;
-    exps[0] = exps[0] + exp_nonpositive(t);
-    shifted[0] = shifted[0] + t;
+    add(i, 0);
   }
-  *exp_sum += reduce_add((exps[0] + exps[1]) + (exps[2] + exps[3]));
-  *shifted_sum += reduce_add((shifted[0] + shifted[1]) + (shifted[2] + shifted[3]));
+  BlockSums sums = {reduce_add((exp_sum[0] + exp_sum[1]) + (exp_sum[2] + exp_sum[3])),
+                    reduce_add((shifted[0] + shifted[1]) + (shifted[2] + shifted[3])), reduce_add(weight_sum)};
   for (; i < count; ++i) {
     const float t = to_float(x[i]) - shift;
-    *exp_sum += std::exp(t);
-    *shifted_sum += t;
+    const float e = std::exp(t);
+    if (exps) {
+      exps[i] = e;
+    }
+    sums.exps += e;
+    sums.shifted += weighted_terms ? static_cast<double>(weights[i]) * t : static_cast<double>(t);
+    sums.weights += weighted_terms ? weights[i] : 0.0f;
   }
+  if (!weighted_terms) {
+    sums.weights = static_cast<double>(count);
+  }
+  return sums;
 }
 
 template <class T>
-static RowSums row_sums(const void* row, int64_t cols) {
+static RowSums row_sums(const void* row, int64_t cols, const float* weights, const KeptExponentials* kept) {
   const T* x = static_cast<const T*>(row);
   float best = -infinity;
   double exp_sum = 0.0;
-  double total = 0.0;  // sum of x
+  double total = 0.0;  // sum of w x
+  double weight_sum = 0.0;
   for (int64_t begin = 0; begin < cols; begin += block_size) {
     const int64_t count = cols - begin < block_size ? cols - begin : block_size;
     const float here = block_max(x + begin, count);
@@ -77,11 +105,17 @@ static RowSums row_sums(const void* row, int64_t cols) {
       best = here;
     }
     const float shift = best == -infinity ? 0.0f : best;  // -inf - -inf would be nan where exp is 0
-    double shifted = 0.0;
-    add_block(x + begin, count, shift, &exp_sum, &shifted);
-    total += shifted + static_cast<double>(count) * shift;
+    float* exps = kept ? kept->values + begin : nullptr;
+    const BlockSums block = weights ? block_sums<T, true>(x + begin, count, shift, weights + begin, exps)
+                                    : block_sums<T, false>(x + begin, count, shift, nullptr, exps);
+    if (kept) {
+      kept->shifts[begin / block_size] = best;
+    }
+    exp_sum += block.exps;
+    total += block.shifted + block.weights * shift;
+    weight_sum += block.weights;
   }
-  return {best, exp_sum, total - static_cast<double>(cols) * best};
+  return {best, exp_sum, total - weight_sum * best};
 }
 
 template <class T>
@@ -102,41 +136,158 @@ static bool row_contains(const void* row, int64_t cols, float value) {
   return false;
 }
 
+// The exponentials of a row, computed again.
 template <class T>
-static void row_gradient_into(const void* row, int64_t cols, float max, RowGradient rule, void* out, bool streaming) {
-  const T* x = static_cast<const T*>(row);
-  T* grad = static_cast<T*>(out);
-  const Vec offset(max), scale(rule.scale), minus(-rule.offset);
-  const auto at = [&](Vec logits) { return fma(exp_nonpositive(logits - offset), scale, minus); };
+struct Recomputed {
+  const T* x;
+  Vec max;
+
+  Vec at(int64_t i) const { return exp_nonpositive(load(x + i) - max); }
+  Vec at(int64_t i, int count) const { return exp_nonpositive(load(x + i, count, 0.0f) - max); }
+};
+
+struct Kept {
+  const float* exps;
+
+  Vec at(int64_t i) const { return load(exps + i); }
+  Vec at(int64_t i, int count) const { return load(exps + i, count, 0.0f); }
+};
+
+// Writes values(i) for i in [0, count), vector by vector.
+template <class T, class Values>
+static void write(T* out, int64_t count, bool streaming, const Values& values) {
   int64_t i = 0;
   if (streaming) {
     // A streaming store needs an aligned address, and pays only where whole cache lines are written.
-    const int64_t misaligned = static_cast<int64_t>(reinterpret_cast<uintptr_t>(grad) % 64);
+    const int64_t misaligned = static_cast<int64_t>(reinterpret_cast<uintptr_t>(out) % 64);
     int64_t head = misaligned == 0 ? 0 : (64 - misaligned) / static_cast<int64_t>(sizeof(T));
-    head = head < cols ? head : cols;
+    head = head < count ? head : count;
     while (i < head) {
-      const int count = static_cast<int>(head - i < Vec::width ? head - i : Vec::width);
-      store(grad + i, at(load(x + i, count, 0.0f)), count);
-      i += count;
+      const int lanes = static_cast<int>(head - i < Vec::width ? head - i : Vec::width);
+      store(out + i, values(i, lanes), lanes);
+      i += lanes;
     }
-    for (; i + stride <= cols; i += stride) {
+    for (; i + stride <= count; i += stride) {
       for (int u = 0; u < unroll; ++u) {
-        stream(grad + i + u * Vec::width, at(load(x + i + u * Vec::width)));
+        stream(out + i + u * Vec::width, values(i + u * Vec::width));
       }
     }
   }
-  for (; i + Vec::width <= cols; i += Vec::width) {
-    store(grad + i, at(load(x + i)));
+  for (; i + Vec::width <= count; i += Vec::width) {
+    store(out + i, values(i));
   }
-  if (i < cols) {
-    const int count = static_cast<int>(cols - i);
-    store(grad + i, at(load(x + i, count, 0.0f)), count);
+  if (i < count) {
+    const int lanes = static_cast<int>(count - i);
+    store(out + i, values(i, lanes), lanes);
+  }
+}
+
+// Part of a gradient: elements begin to begin + count of the row, whose exponentials times `scale` are p * mass.
+template <class Exps>
+struct PlainGradient {
+  Exps exps;
+  Vec scale, minus;
+
+  PlainGradient(Exps e, float s, const GradientRule& rule, int64_t) : exps(e), scale(s), minus(-rule.row.offset) {}
+  Vec operator()(int64_t i) const { return fma(exps.at(i), scale, minus); }
+  Vec operator()(int64_t i, int count) const { return fma(exps.at(i, count), scale, minus); }
+};
+
+// The same with class weights or a soft cap.
+template <class Exps>
+struct GeneralGradient {
+  PlainGradient<Exps> plain;
+  const float* weights;
+  const float* capped;
+  Vec per_cap;
+
+  GeneralGradient(Exps e, float s, const GradientRule& rule, int64_t begin)
+      : plain(e, s, rule, begin),
+        weights(rule.class_weights ? rule.class_weights + begin : nullptr),
+        capped(rule.capped ? rule.capped + begin : nullptr),
+        per_cap(1.0f / rule.soft_cap) {}
+
+  Vec sloped(Vec gradient, Vec capped_logits) const {
+    const Vec t = capped_logits * per_cap;
+    return gradient * (Vec(1.0f) - t * t);
+  }
+  Vec operator()(int64_t i) const {
+    const Vec minus = weights ? plain.minus * load(weights + i) : plain.minus;
+    const Vec gradient = fma(plain.exps.at(i), plain.scale, minus);
+    return capped ? sloped(gradient, load(capped + i)) : gradient;
+  }
+  Vec operator()(int64_t i, int count) const {
+    const Vec minus = weights ? plain.minus * load(weights + i, count, 0.0f) : plain.minus;
+    const Vec gradient = fma(plain.exps.at(i, count), plain.scale, minus);
+    return capped ? sloped(gradient, load(capped + i, count, 0.0f)) : gradient;
+  }
+};
+
+template <class T, class Exps>
+static void write_gradient(Exps exps, double scale, const GradientRule& rule, int64_t begin, int64_t count, T* out,
+                           bool streaming) {
+  const float s = static_cast<float>(scale);
+  if (rule.class_weights || rule.capped) {
+    write(out + begin, count, streaming, GeneralGradient<Exps>(exps, s, rule, begin));
+  } else {
+    write(out + begin, count, streaming, PlainGradient<Exps>(exps, s, rule, begin));
+  }
+}
+
+template <class In, class Out>
+static void gradient_of_row(const void* row, int64_t cols, float max, const GradientRule& rule, void* out,
+                            bool streaming) {
+  const Recomputed<In> exps{static_cast<const In*>(row), Vec(max)};
+  write_gradient(exps, rule.row.scale, rule, 0, cols, static_cast<Out*>(out), streaming);
+}
+
+template <class T>
+static void gradient_of_kept(const KeptExponentials& kept, int64_t cols, float max, const GradientRule& rule, void* out,
+                             bool streaming) {
+  for (int64_t begin = 0; begin < cols; begin += block_size) {
+    const int64_t count = cols - begin < block_size ? cols - begin : block_size;
+    const double shift = kept.shifts[begin / block_size];
+    const double scale = rule.row.scale * std::exp(shift - static_cast<double>(max));
+    write_gradient(Kept{kept.values + begin}, scale, rule, begin, count, static_cast<T*>(out), streaming);
+  }
+}
+
+// tanh(u) for |u| < 5/8 as u + u^3 P(u^2), P minimax: the quotient of exponentials below loses the digits of small u.
+static inline float tanh_of_small(float u) {
+  const float s = u * u;
+  const float p = ((-0.00559101654f * s + 0.0205388205f) * s - 0.0537096577f) * s + 0.133310923f;
+  return u + u * s * (p * s - 0.333332695f);
+}
+
+template <class T>
+static void cap_row(const void* row, int64_t cols, float soft_cap, float* capped) {
+  const T* x = static_cast<const T*>(row);
+  constexpr int64_t lanes = 64;
+  float u[lanes], e[lanes];
+  for (int64_t begin = 0; begin < cols; begin += lanes) {
+    const int64_t count = cols - begin < lanes ? cols - begin : lanes;
+    for (int64_t i = 0; i < count; ++i) {
+      u[i] = to_float(x[begin + i]) / soft_cap;
+    }
+    for (int64_t i = count; i < lanes; ++i) {
+      u[i] = 0.0f;
+    }
+    for (int64_t i = 0; i < lanes; i += Vec::width) {
+      const Vec v = load(u + i);
+      store(e + i, exp_nonpositive(Vec(-2.0f) * max(Vec(0.0f) - v, v)));
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const float size = (1.0f - e[i]) / (1.0f + e[i]);
+      const float large = std::copysign(size, u[i]);
+      capped[begin + i] = soft_cap * (std::fabs(u[i]) < 0.625f ? tanh_of_small(u[i]) : large);
+    }
   }
 }
 
 template <class T>
 static RowKernels row_kernels_of() {
-  return {row_sums<T>, row_contains<T>, row_gradient_into<T>};
+  return {cap_row<T>,           row_sums<T>, row_contains<T>, gradient_of_row<T, T>, gradient_of_row<float, T>,
+          gradient_of_kept<T>};
 }
 
 RowKernels row_kernels(DType dtype) {

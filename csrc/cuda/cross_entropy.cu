@@ -1,255 +1,556 @@
-// Softmax cross-entropy: one block a row. The rule is in math/cross_entropy.h.
+// Softmax cross-entropy: what is read and written, by whom, and in which order. The rule is in math/cross_entropy.h, the
+// launches are in cross_entropy_launch.h.
 //
-// Forward reads a row once: each thread keeps a running maximum and sums relative to it, and the block joins them in a
-// fixed order. Backward reads it again and writes the gradient.
+// Loss and gradient need a row twice, once for its sums and once for the gradient. Its bytes pass the memory bus once each
+// way if the second look finds them in shared memory. Elements cost about 14 instructions and two exponentials, half of
+// what a multiprocessor can do in the time that memory takes; so there is one pass for maximum and sums (a running
+// maximum, moved once for a batch of 16-byte loads) and no division, branch or double in it. Doubles appear once a row.
 #include "cuda/cross_entropy.h"
 
-#include "cuda/pack.cuh"
-#include "math/cross_entropy.h"
+#include <cooperative_groups.h>
+
+#include "cuda/cross_entropy_launch.h"
+#include "cuda/cross_entropy_rows.cuh"
 
 namespace pyseq {
 namespace {
 
-constexpr int warp_size = 32;
-constexpr int max_warps = 32;
-
-struct Row {
-  int64_t cols;
+template <class T>
+struct Rows {
+  const T* logits;
+  T* grad;  // null: only the losses are wanted
+  const int64_t* target;
+  const float* class_weight;
+  const double* weight_total;
+  RowWeighting weighting;
+  CudaRowResults results;
+  const float* stats;  // what the losses left behind, for a gradient on its own
+  int64_t rows;
   int64_t row_stride;
+  int64_t grad_stride;
   int64_t ignore_index;
-  SmoothingWeights weights;
+  int cols;
+  unsigned slices;  // of a row, and the elements of one: a block's work
+  int slice;
+  int kept;
+  int row_bytes;
+  LossRule rule;
+
+  __device__ float grad_loss(int64_t row) const {
+    return weighting.of_row == nullptr ? weighting.uniform : weighting.of_row[row * weighting.stride];
+  }
+  __device__ RowWeights weights_of(int64_t y) const {
+    if (class_weight == nullptr) {
+      return {1.0, static_cast<double>(cols)};
+    }
+    return {static_cast<double>(class_weight[y]), *weight_total};
+  }
+  template <Options options>
+  __device__ Elements<options> elements(int begin) const {
+    return {class_weight == nullptr ? nullptr : class_weight + begin, rule.soft_cap};
+  }
+  __device__ bool is_class(int64_t y) const { return y >= 0 && y < cols; }
 };
 
-// The sums of part of a row, and whether the target's value occurs before the target or a nan anywhere.
-struct Partial {
-  float max;
-  float exp_sum;
-  double total;        // sum of x
-  int equal_before;    // elements before the target that equal it
-  int64_t first_nan;   // cols if there is none
+__device__ inline void synchronize(bool whole_block) {
+  if (whole_block) {
+    __syncthreads();
+  } else {
+    __syncwarp();
+  }
+}
+
+// Elements of a slice that are still in shared memory; `kept` ends between two packs, or after the row.
+template <class T>
+struct Kept {
+  T* elements = nullptr;  // of the row, at its own alignment within 16 bytes
+  int count = 0;
+
+  __device__ Kept() {}
+  __device__ Kept(char* memory, const Layout<T>& layout, int count_wanted, int count_all) {
+    const int before = layout.head == 0 ? 0 : Pack<T>::size - layout.head;
+    elements = reinterpret_cast<T*>(memory) + before;
+    const int packs = (count_wanted - layout.head) / Pack<T>::size;
+    count = count_wanted >= count_all ? count_all : count_wanted < layout.head ? 0 : layout.at(packs);
+  }
 };
 
-__device__ inline float finite_shift(float max) { return max == -INFINITY ? 0.0f : max; }
-
-__device__ inline Partial empty_partial(int64_t cols) { return {-INFINITY, 0.0f, 0.0, 0, cols}; }
-
-__device__ inline Partial joined(const Partial& a, const Partial& b) {
-  const float max = fmaxf(a.max, b.max);
-  const float shift = finite_shift(max);
-  return {max, a.exp_sum * expf(a.max - shift) + b.exp_sum * expf(b.max - shift), a.total + b.total,
-          a.equal_before + b.equal_before, a.first_nan < b.first_nan ? a.first_nan : b.first_nan};
-}
-
-__device__ inline Partial from_lane(const Partial& p, int offset) {
-  constexpr unsigned all = 0xffffffffu;
-  return {__shfl_xor_sync(all, p.max, offset), __shfl_xor_sync(all, p.exp_sum, offset),
-          __shfl_xor_sync(all, p.total, offset), __shfl_xor_sync(all, p.equal_before, offset),
-          __shfl_xor_sync(all, p.first_nan, offset)};
-}
-
-__device__ inline Partial joined_in_warp(Partial p) {
-  for (int offset = warp_size / 2; offset > 0; offset /= 2) {
-    p = joined(p, from_lane(p, offset));
-  }
-  return p;
-}
-
-// The result is right in thread 0 only.
-__device__ inline Partial joined_in_block(Partial p, int64_t cols) {
-  __shared__ Partial of_warp[max_warps];
-  const int lane = threadIdx.x % warp_size, warp = threadIdx.x / warp_size;
-  const int warps = (blockDim.x + warp_size - 1) / warp_size;
-  p = joined_in_warp(p);
-  __syncthreads();  // the row before may still be reading
-  if (lane == 0) {
-    of_warp[warp] = p;
-  }
-  __syncthreads();
-  return warp == 0 ? joined_in_warp(lane < warps ? of_warp[lane] : empty_partial(cols)) : p;
-}
-
-__device__ inline void note(Partial& p, float value, int64_t index, float target_value, int64_t target) {
-  p.equal_before += index < target && value == target_value;
-  p.first_nan = isnan(value) && index < p.first_nan ? index : p.first_nan;
-}
-
-template <class T>
-__device__ inline void add(Partial& p, const T* values, int count, int64_t index, float target_value, int64_t target) {
-  float max = p.max;
-  for (int i = 0; i < count; ++i) {
-    max = fmaxf(max, to_float(values[i]));
-  }
-  const float shift = finite_shift(max);
-  float exp_sum = p.exp_sum * expf(p.max - shift);
-  float shifted = 0.0f;
-  for (int i = 0; i < count; ++i) {
-    const float value = to_float(values[i]);
-    exp_sum += expf(value - shift);
-    shifted += value - shift;
-    note(p, value, index + i, target_value, target);
-  }
-  p.max = max;
-  p.exp_sum = exp_sum;
-  p.total += static_cast<double>(shifted) + static_cast<double>(count) * shift;
-}
-
-template <class T>
-__global__ void forward_kernel(const T* logits, const int64_t* targets, int64_t rows, Row shape, float* loss,
-                               float* nll, uint8_t* correct, float* stats) {
-  for (int64_t r = blockIdx.x; r < rows; r += gridDim.x) {
-    const int64_t target = targets[r];
-    if (target == shape.ignore_index) {
-      if (threadIdx.x == 0) {
-        loss[r] = nll[r] = 0.0f;
-        correct[r] = 0;
-        stats[2 * r] = 0.0f;
-        stats[2 * r + 1] = 1.0f;
+// The sums of a slice as one thread sees them; what is kept goes to shared memory on the way.
+template <class T, Options options>
+__device__ inline Part scan(const T* x, const Layout<T>& layout, const Kept<T>& kept, bool keep,
+                            const Elements<options>& elements, int thread, int threads) {
+  constexpr int size = Pack<T>::size, batch = pyseq::batch<options>;
+  Scan<T, options> sums{elements};
+  const int edge = layout.edge(thread);
+  struct {
+    T values[1];
+  } alone[1];
+  alone[0].values[0] = edge < 0 ? from_float<T>(0.0f) : x[edge];  // early: its latency passes with that of the packs
+  const int step = threads * size, end = layout.end();
+  for (int i = layout.at(thread); i < end; i += batch * step) {
+    Pack<T> packs[batch];
+#pragma unroll
+    for (int u = 0; u < batch; ++u) {
+      const int j = i + u * step;
+      if (j < end) {
+        packs[u] = keep && j >= kept.count ? load_to_stay(x + j) : load_once(x + j);
       }
-      continue;
     }
-    const T* x = logits + r * shape.row_stride;
-    const bool valid = target >= 0 && target < shape.cols;
-    const float target_value = valid ? to_float(x[target]) : NAN;
-    const Split parts = split(x, shape.cols);
-    Partial p = empty_partial(shape.cols);
-    for (int64_t i = threadIdx.x; i < parts.head; i += blockDim.x) {
-      add(p, x + i, 1, i, target_value, target);
-    }
-    for (int64_t i = threadIdx.x; i < parts.packs; i += blockDim.x) {
-      const int64_t index = parts.head + i * Pack<T>::size;
-      const Pack<T> pack = load_pack(x + index);
-      add(p, pack.values, Pack<T>::size, index, target_value, target);
-    }
-    for (int64_t i = parts.head + parts.packs * Pack<T>::size + threadIdx.x; i < shape.cols; i += blockDim.x) {
-      add(p, x + i, 1, i, target_value, target);
-    }
-    p = joined_in_block(p, shape.cols);
-    if (threadIdx.x == 0) {
-      const RowSums sums{p.max, p.exp_sum, p.total - static_cast<double>(shape.cols) * p.max};
-      const RowLoss result = row_loss(sums, target_value, shape.cols, shape.weights);
-      loss[r] = result.loss;
-      nll[r] = result.nll;
-      correct[r] = p.first_nan < shape.cols ? target == p.first_nan : target_value == p.max && p.equal_before == 0;
-      stats[2 * r] = p.max;
-      stats[2 * r + 1] = valid ? p.exp_sum : NAN;
-    }
-  }
-}
-
-template <class T>
-__global__ void backward_kernel(const T* logits, const int64_t* targets, int64_t rows, Row shape,
-                                const float* grad_loss, const float* stats, T* grad) {
-  for (int64_t r = blockIdx.x; r < rows; r += gridDim.x) {
-    const int64_t target = targets[r];
-    const bool ignored = target == shape.ignore_index;
-    const T* x = logits + r * shape.row_stride;
-    T* out = grad + r * shape.cols;
-    const float max = stats[2 * r], exp_sum = stats[2 * r + 1];
-    const RowGradient rule = row_gradient(grad_loss[r], exp_sum, shape.weights);
-    const auto at = [&](T logit, int64_t index) {
-      if (ignored) {
-        return from_float<T>(0.0f);  // by selection: the logits may be inf or nan
-      }
-      if (index == target) {
-        return from_float<T>(target_gradient(grad_loss[r], to_float(logit), max, exp_sum, shape.weights));
-      }
-      return from_float<T>(fmaf(expf(to_float(logit) - max), rule.scale, -rule.offset));
-    };
-    const Split parts = split(out, shape.cols);
-    // Packs are aligned for the store. They are so for the load too where the rows of both matrices begin alike.
-    const bool same_alignment = (reinterpret_cast<uintptr_t>(x) - reinterpret_cast<uintptr_t>(out)) % 16 == 0;
-    for (int64_t i = threadIdx.x; i < parts.head; i += blockDim.x) {
-      out[i] = at(x[i], i);
-    }
-    for (int64_t i = threadIdx.x; i < parts.packs; i += blockDim.x) {
-      const int64_t index = parts.head + i * Pack<T>::size;
-      Pack<T> pack{};
-      if (!ignored && same_alignment) {
-        pack = load_pack(x + index);
-      } else if (!ignored) {
-        for (int k = 0; k < Pack<T>::size; ++k) {
-          pack.values[k] = x[index + k];
+    if (keep) {
+#pragma unroll
+      for (int u = 0; u < batch; ++u) {
+        const int j = i + u * step;
+        if (j < end && j < kept.count) {
+          *reinterpret_cast<Pack<T>*>(kept.elements + j) = packs[u];
         }
       }
-      for (int k = 0; k < Pack<T>::size; ++k) {
-        pack.values[k] = at(pack.values[k], index + k);
-      }
-      store_pack(out + index, pack);
     }
-    for (int64_t i = parts.head + parts.packs * Pack<T>::size + threadIdx.x; i < shape.cols; i += blockDim.x) {
-      out[i] = at(x[i], i);
+    sums.template add<batch, size>(packs, i, step, end);
+  }
+  if (edge >= 0) {
+    if (keep && edge < kept.count) {
+      kept.elements[edge] = alone[0].values[0];
+    }
+    sums.template add<1, 1>(alone, edge, 1, edge + 1);
+  }
+  return sums.part();
+}
+
+// Writes a thread's share of the gradient of a slice. Packs are aligned for the store; they are so for the load too unless
+// the rows of the two matrices begin differently.
+template <class T, Options options>
+__device__ inline void write_gradient(const T* x, T* out, int count, const Kept<T>& kept, const Gradient& rule,
+                                      const Elements<options>& elements, int thread, int threads) {
+  constexpr int size = Pack<T>::size, batch = pyseq::batch<options>;
+  const Layout<T> layout(out, count);
+  const float shift = finite_shift(rule.max);
+  const bool aligned = (reinterpret_cast<uintptr_t>(x) - reinterpret_cast<uintptr_t>(out)) % 16 == 0;
+  const auto at = [&](T logit, int i) {
+    const float z = elements.capped(to_float(logit));
+    const float p = exp_of(z - shift);
+    if constexpr (options == Options::all) {
+      const float slope = elements.soft_cap == 0.0f ? 1.0f : cap_slope(z, elements.soft_cap);
+      return slope * fmaf(p, rule.scale, -rule.offset * elements.weight(i));
+    }
+    return fmaf(p, rule.scale, -rule.offset);
+  };
+  const int step = threads * size, end = layout.end();
+  for (int i = layout.at(thread); i < end; i += batch * step) {
+    Pack<T> packs[batch];
+#pragma unroll
+    for (int u = 0; u < batch; ++u) {
+      const int j = i + u * step;
+      if (j + size <= kept.count && j < end) {
+        packs[u] = aligned ? *reinterpret_cast<const Pack<T>*>(kept.elements + j) : load_unaligned(kept.elements + j);
+      } else if (j < end) {
+        packs[u] = aligned ? load_last(x + j) : load_unaligned(x + j);
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < batch; ++u) {
+      const int j = i + u * step;
+      if (j < end) {
+#pragma unroll
+        for (int k = 0; k < size; ++k) {
+          packs[u].values[k] = from_float<T>(at(packs[u].values[k], j + k));
+        }
+        store_pack(out + j, packs[u]);
+      }
+    }
+  }
+  const int edge = layout.edge(thread);
+  if (edge >= 0) {
+    out[edge] = from_float<T>(at(edge < kept.count ? kept.elements[edge] : x[edge], edge));
+  }
+}
+
+// Ignored rows are zeros by selection: their logits, and what they are weighted with, may be inf or nan.
+template <class T>
+__device__ inline void write_zeros(T* out, int count, int thread, int threads) {
+  const Layout<T> layout(out, count);
+  const uint4 zeros{0, 0, 0, 0};
+  for (int pack = thread; pack < layout.packs; pack += threads) {
+    store_pack(out + layout.at(pack), *reinterpret_cast<const Pack<T>*>(&zeros));
+  }
+  const int edge = layout.edge(thread);
+  if (edge >= 0) {
+    out[edge] = from_float<T>(0.0f);
+  }
+}
+
+template <class T>
+__device__ inline void write_ignored(const Rows<T>& rows, int64_t r, int begin, int count, int thread, int threads) {
+  if (rows.grad != nullptr) {
+    write_zeros(rows.grad + r * rows.grad_stride + begin, count, thread, threads);
+  }
+  if (thread == 0 && begin == 0) {
+    rows.results.loss[r] = rows.results.nll[r] = 0.0f;
+    rows.results.correct[r] = 0;
+    rows.results.stats[2 * r] = 0.0f;
+    rows.results.stats[2 * r + 1] = 1.0f;
+  }
+}
+
+template <class T>
+__device__ inline void write_losses(const Rows<T>& rows, int64_t r, int64_t y, const Part& row, float z_y) {
+  const bool valid = rows.is_class(y);
+  const RowWeights weights = rows.weights_of(valid ? y : 0);
+  const RowSums sums{row.max, row.exp_sum, row.sum - weights.total * row.max};
+  const RowLoss result = row_loss(sums, z_y, weights, rows.rule);
+  rows.results.loss[r] = valid ? result.loss : nanf("");
+  rows.results.nll[r] = result.nll;
+  rows.results.correct[r] = y == (row.first_nan == INT_MAX ? row.first : row.first_nan);
+  rows.results.stats[2 * r] = row.max;
+  rows.results.stats[2 * r + 1] = valid ? row.exp_sum : nanf("");
+}
+
+// A block may write to another's shared memory once that one runs: all of them say so at the start.
+__device__ inline void announce_to_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#endif
+}
+
+// The parts of a cluster's blocks as one, in the first warp of each block. Each block hands its part to all the others.
+template <Options options>
+__device__ inline Part joined_in_cluster(Part part, Part* of_block) {
+#if __CUDA_ARCH__ >= 900
+  const auto cluster = cooperative_groups::this_cluster();
+  const unsigned blocks = cluster.num_blocks();
+  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+  if (threadIdx.x < blocks) {
+    *cluster.map_shared_rank(of_block + cluster.block_rank(), threadIdx.x) = part;
+  }
+  cluster.sync();
+  if (threadIdx.x < warp_size) {
+    part = joined<options>(threadIdx.x < blocks ? of_block[threadIdx.x] : Part{});
+  }
+#endif
+  return part;
+}
+
+template <class T>
+__device__ inline Gradient gradient_of(const Rows<T>& rows, int64_t r, int64_t y, float max, float exp_sum) {
+  const bool valid = rows.is_class(y);
+  const RowGradient rule = row_gradient(rows.grad_loss(r), max, exp_sum, rows.weights_of(valid ? y : 0), rows.rule);
+  return {max, exp_sum, valid ? static_cast<float>(rule.scale) : nanf(""), rule.offset, rule.mass};
+}
+
+// Whether a thread writes element y of a slice.
+template <class T>
+__device__ inline bool writes(const T* out, int count, int64_t y, int thread, int threads) {
+  return y >= 0 && y < count && thread == Layout<T>(out, count).writer(static_cast<int>(y), threads);
+}
+
+// The target's element, by the thread that has written its pack: so this is the later store.
+template <class T>
+__device__ inline void write_target(const Rows<T>& rows, int64_t r, int64_t y, const Gradient& gradient, float z_y) {
+  const RowWeights weights = rows.weights_of(y);
+  rows.grad[r * rows.grad_stride + y] = from_float<T>(target_gradient(
+      rows.grad_loss(r), z_y, gradient.max, gradient.exp_sum, gradient.mass, weights, rows.rule));
+}
+
+// Losses of rows and, if wanted, gradients. A row is a warp's, a block's or a cluster's.
+template <class T, Options options>
+__global__ void __launch_bounds__(max_threads, 2) rows_kernel(const __grid_constant__ Rows<T> rows) {
+  extern __shared__ uint4 memory[];
+  __shared__ Part of_warp[max_threads / warp_size];
+  __shared__ Part of_block[max_cluster];
+  __shared__ Gradient gradients[warps_per_block];
+  const int thread = threadIdx.x, threads = blockDim.x;
+  const bool whole_block = blockDim.y == 1, keep = rows.grad != nullptr;
+  const int64_t r = static_cast<int64_t>(blockIdx.x / rows.slices) * blockDim.y + threadIdx.y;
+  const int begin = static_cast<int>(blockIdx.x % rows.slices) * rows.slice;
+  const int count = min(rows.slice, rows.cols - begin);
+  if (r >= rows.rows) {
+    return;
+  }
+  const int64_t y = rows.target[r];
+  if (y == rows.ignore_index) {
+    write_ignored(rows, r, begin, count, thread, threads);
+    return;
+  }
+  if (rows.slices > 1) {
+    announce_to_cluster();
+  }
+  // Read now, by every thread: once the gradient is written over the logits it is gone.
+  const T* row = rows.logits + r * rows.row_stride;
+  const float x_y = rows.is_class(y) ? to_float(row[y]) : nanf("");
+  const T* x = row + begin;
+  const Layout<T> layout(x, count);
+  const Kept<T> kept(reinterpret_cast<char*>(memory) + threadIdx.y * rows.row_bytes, layout, rows.kept, count);
+  const Elements<options> elements = rows.template elements<options>(begin);
+
+  Part part = joined<options>(scan(x, layout, kept, keep, elements, thread, threads));
+  if (whole_block) {
+    if (thread % warp_size == 0) {
+      of_warp[thread / warp_size] = part;
+    }
+    __syncthreads();
+  }
+  if (!whole_block || thread < warp_size) {
+    if (whole_block) {
+      part = joined<options>(thread < threads / warp_size ? of_warp[thread] : Part{});
+    }
+    resolve(part, x, count, elements);
+    part.first += begin;
+    part.first_nan += part.first_nan == INT_MAX ? 0 : begin;
+  }
+  if (rows.slices > 1) {
+    part = joined_in_cluster<options>(part, of_block);
+  }
+  if (keep) {
+    if (thread == 0) {
+      gradients[threadIdx.y] = gradient_of(rows, r, y, part.max, part.exp_sum);
+    }
+    synchronize(whole_block);
+    const Gradient gradient = gradients[threadIdx.y];
+    T* out = rows.grad + r * rows.grad_stride + begin;
+    write_gradient(x, out, count, kept, gradient, elements, thread, threads);
+    if (writes(out, count, y - begin, thread, threads)) {
+      write_target(rows, r, y, gradient, elements.capped(x_y));
+    }
+  }
+  if (thread == 0 && begin == 0) {
+    write_losses(rows, r, y, part, elements.capped(x_y));
+  }
+}
+
+// Gradients from what the losses left in stats. A row is a warp's, or cut into slices for blocks.
+template <class T, Options options>
+__global__ void __launch_bounds__(max_threads, 2) gradient_kernel(const __grid_constant__ Rows<T> rows) {
+  const int thread = threadIdx.x, threads = blockDim.x;
+  const int64_t r = static_cast<int64_t>(blockIdx.x / rows.slices) * blockDim.y + threadIdx.y;
+  const int begin = static_cast<int>(blockIdx.x % rows.slices) * rows.slice;
+  const int count = min(rows.slice, rows.cols - begin);
+  if (r >= rows.rows) {
+    return;
+  }
+  const int64_t y = rows.target[r];
+  T* out = rows.grad + r * rows.grad_stride + begin;
+  if (y == rows.ignore_index) {
+    write_zeros(out, count, thread, threads);
+    return;
+  }
+  const T* x = rows.logits + r * rows.row_stride + begin;
+  const Elements<options> elements = rows.template elements<options>(begin);
+  // Only its writer may read the target's logit: the others may come when the gradient is written over it.
+  const bool has_target = writes(out, count, y - begin, thread, threads);
+  const float x_y = has_target ? to_float(x[y - begin]) : 0.0f;
+  const Gradient gradient = gradient_of(rows, r, y, rows.stats[2 * r], rows.stats[2 * r + 1]);
+  write_gradient(x, out, count, Kept<T>(), gradient, elements, thread, threads);
+  if (has_target) {
+    write_target(rows, r, y, gradient, elements.capped(x_y));
+  }
+}
+
+// Multiplies a gradient by a number. Ignored rows stay 0, which inf times 0 would not. The grid is small, so that little is
+// done where the number is 1.
+template <class T>
+__global__ void __launch_bounds__(max_threads, 2) scale_kernel(const __grid_constant__ Rows<T> rows, int64_t items) {
+  const float factor = *rows.weighting.of_row;
+  if (factor == 1.0f) {
+    return;
+  }
+  const auto scaled = [factor](T value) { return from_float<T>(to_float(value) * factor); };
+  for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
+    const int64_t r = item / rows.slices * blockDim.y + threadIdx.y;
+    const int begin = static_cast<int>(item % rows.slices) * rows.slice;
+    if (r >= rows.rows || rows.target[r] == rows.ignore_index) {
+      continue;
+    }
+    T* out = rows.grad + r * rows.grad_stride + begin;
+    const Layout<T> layout(out, min(rows.slice, rows.cols - begin));
+    for (int pack = threadIdx.x; pack < layout.packs; pack += blockDim.x) {
+      Pack<T> values = load_once(out + layout.at(pack));
+#pragma unroll
+      for (int k = 0; k < Pack<T>::size; ++k) {
+        values.values[k] = scaled(values.values[k]);
+      }
+      store_pack(out + layout.at(pack), values);
+    }
+    const int edge = layout.edge(threadIdx.x);
+    if (edge >= 0) {
+      out[edge] = scaled(out[edge]);
     }
   }
 }
 
-// Threads of a block: 4 packs a thread, in whole warps.
-int threads_for(int64_t cols, int pack_size) {
-  const int64_t wanted = (cols / pack_size + 3) / 4;
-  const int64_t whole = (wanted + warp_size - 1) / warp_size * warp_size;
-  return static_cast<int>(whole < warp_size ? warp_size : whole > 1024 ? 1024 : whole);
+cudaError_t limits_of_device(DeviceLimits& limits) {
+  int device = 0, l2 = 0, major = 0;
+  const auto read = [&device](int& value, cudaDeviceAttr attribute) {
+    return cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess;
+  };
+  const bool known = cudaGetDevice(&device) == cudaSuccess &&
+                     read(limits.multiprocessors, cudaDevAttrMultiProcessorCount) &&
+                     read(limits.shared_per_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor) &&
+                     read(limits.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin) &&
+                     read(l2, cudaDevAttrL2CacheSize) && read(major, cudaDevAttrComputeCapabilityMajor);
+  limits.l2 = l2;
+  limits.clusters = major == 9 || major == 10;  // built for these
+  return known ? cudaSuccess : cudaGetLastError();
 }
 
-unsigned blocks_for(int64_t rows) { return static_cast<unsigned>(rows < 0x7fffffff ? rows : 0x7fffffff); }
-
+// What a launch is made of; rows gets its shape.
 template <class T>
-cudaError_t run_forward(const void* logits, const int64_t* target, int64_t rows, const Row& shape, float* loss,
-                        float* nll, uint8_t* correct, float* stats, cudaStream_t stream) {
-  const int threads = threads_for(shape.cols, Pack<T>::size);
-  forward_kernel<T><<<blocks_for(rows), threads, 0, stream>>>(static_cast<const T*>(logits), target, rows, shape, loss,
-                                                              nll, correct, stats);
-  return cudaGetLastError();
+cudaError_t shaped(Rows<T>& rows, const RowLaunch& shape, int64_t& blocks) {
+  rows.slice = shape.slice;
+  rows.slices = static_cast<unsigned>((rows.cols + shape.slice - 1) / shape.slice);
+  rows.kept = shape.kept;
+  rows.row_bytes = shape.row_bytes;
+  blocks = (rows.rows + shape.rows_per_block - 1) / shape.rows_per_block * rows.slices;
+  return blocks > INT_MAX ? cudaErrorInvalidValue : cudaSuccess;
+}
+
+dim3 block_of(const RowLaunch& shape) {
+  return {static_cast<unsigned>(shape.threads), static_cast<unsigned>(shape.rows_per_block), 1};
 }
 
 template <class T>
-cudaError_t run_backward(const void* logits, const int64_t* target, int64_t rows, const Row& shape,
-                         const float* grad_loss, const float* stats, void* grad, cudaStream_t stream) {
-  const int threads = threads_for(shape.cols, Pack<T>::size);
-  backward_kernel<T><<<blocks_for(rows), threads, 0, stream>>>(static_cast<const T*>(logits), target, rows, shape,
-                                                               grad_loss, stats, static_cast<T*>(grad));
-  return cudaGetLastError();
+cudaError_t launch(void (*kernel)(Rows<T>), Rows<T> rows, const RowLaunch& shape, cudaStream_t stream) {
+  int64_t blocks = 0;
+  cudaError_t error = shaped(rows, shape, blocks);
+  const int bytes = shape.row_bytes * shape.rows_per_block;
+  if (error == cudaSuccess && bytes > 0) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  }
+  if (error == cudaSuccess && bytes > 0) {
+    // As much shared memory as there is: by default a multiprocessor may set aside enough for one block only.
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+  }
+  if (error != cudaSuccess) {
+    return error;
+  }
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(shape.cluster), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = block_of(shape);
+  config.dynamicSmemBytes = static_cast<size_t>(bytes);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = shape.cluster > 1 ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, rows);
+}
+
+template <class T>
+Rows<T> rows_of(const CudaCrossEntropy& input) {
+  Rows<T> rows{};
+  rows.logits = static_cast<const T*>(input.logits);
+  rows.target = input.target;
+  rows.class_weight = input.class_weight;
+  rows.weight_total = input.weight_total;
+  rows.rows = input.rows;
+  rows.row_stride = input.row_stride;
+  rows.ignore_index = input.ignore_index;
+  rows.cols = static_cast<int>(input.cols);
+  rows.rule = input.rule;
+  return rows;
+}
+
+Options options_of(const CudaCrossEntropy& input) {
+  if (input.class_weight != nullptr || input.rule.soft_cap != 0.0f) {
+    return Options::all;
+  }
+  return input.rule.smooth == 0.0 ? Options::plain : Options::smoothed;
+}
+
+template <class T>
+cudaError_t launch_rows(const Rows<T>& rows, const RowLaunch& shape, Options options, cudaStream_t stream) {
+  switch (options) {
+    case Options::plain:
+      return launch(rows_kernel<T, Options::plain>, rows, shape, stream);
+    case Options::smoothed:
+      return launch(rows_kernel<T, Options::smoothed>, rows, shape, stream);
+    default:
+      return launch(rows_kernel<T, Options::all>, rows, shape, stream);
+  }
+}
+
+// Calls f with an element of the dtype. There is nothing to do without rows or classes.
+template <class F>
+cudaError_t with_dtype(const CudaCrossEntropy& input, F&& f) {
+  if (input.rows == 0 || input.cols == 0) {
+    return cudaSuccess;
+  }
+  if (input.cols > max_cols) {
+    return cudaErrorInvalidValue;
+  }
+  switch (input.dtype) {
+    case 0:
+      return f(float{});
+    case 1:
+      return f(__nv_bfloat16{});
+    case 2:
+      return f(__half{});
+    default:
+      return cudaErrorInvalidValue;
+  }
 }
 
 }  // namespace
+
+cudaError_t cuda_cross_entropy_loss(const CudaCrossEntropy& input, const CudaRowResults& results) {
+  return with_dtype(input, [&](auto element) {
+    using T = decltype(element);
+    Rows<T> rows = rows_of<T>(input);
+    rows.results = results;
+    return launch_rows(rows, loss_launch(rows.cols, sizeof(T)), options_of(input), input.stream);
+  });
+}
+
+cudaError_t cuda_cross_entropy_loss_and_gradient(const CudaCrossEntropy& input, const RowWeighting& weighting,
+                                                 const CudaRowResults& results, const CudaGradient& gradient) {
+  return with_dtype(input, [&](auto element) {
+    using T = decltype(element);
+    DeviceLimits device{};
+    const cudaError_t error = limits_of_device(device);
+    Rows<T> rows = rows_of<T>(input);
+    rows.weighting = weighting;
+    rows.results = results;
+    rows.grad = static_cast<T*>(gradient.data);
+    rows.grad_stride = gradient.row_stride;
+    const RowLaunch shape = loss_and_gradient_launch(rows.cols, sizeof(T), device);
+    return error == cudaSuccess ? launch_rows(rows, shape, options_of(input), input.stream) : error;
+  });
+}
+
+cudaError_t cuda_cross_entropy_gradient(const CudaCrossEntropy& input, const float* stats, const RowWeighting& weighting,
+                                        const CudaGradient& gradient) {
+  return with_dtype(input, [&](auto element) {
+    using T = decltype(element);
+    Rows<T> rows = rows_of<T>(input);
+    rows.weighting = weighting;
+    rows.stats = stats;
+    rows.grad = static_cast<T*>(gradient.data);
+    rows.grad_stride = gradient.row_stride;
+    const RowLaunch shape = gradient_launch(rows.cols, sizeof(T));
+    const bool all = options_of(input) == Options::all;  // smoothing costs the gradient nothing
+    return all ? launch(gradient_kernel<T, Options::all>, rows, shape, input.stream)
+               : launch(gradient_kernel<T, Options::plain>, rows, shape, input.stream);
+  });
+}
+
+cudaError_t cuda_cross_entropy_scale(const CudaCrossEntropy& input, const float* factor, const CudaGradient& gradient) {
+  return with_dtype(input, [&](auto element) {
+    using T = decltype(element);
+    DeviceLimits device{};
+    cudaError_t error = limits_of_device(device);
+    Rows<T> rows = rows_of<T>(input);
+    rows.weighting = {factor, 0, 0.0f};
+    rows.grad = static_cast<T*>(gradient.data);
+    rows.grad_stride = gradient.row_stride;
+    const RowLaunch shape = gradient_launch(rows.cols, sizeof(T));
+    int64_t items = 0;
+    error = error == cudaSuccess ? shaped(rows, shape, items) : error;
+    if (error != cudaSuccess) {
+      return error;
+    }
+    const auto blocks = static_cast<unsigned>(std::min<int64_t>(items, 8 * device.multiprocessors));
+    scale_kernel<T><<<blocks, block_of(shape), 0, input.stream>>>(rows, items);
+    return cudaGetLastError();
+  });
+}
+
 }  // namespace pyseq
-
-using namespace pyseq;
-
-cudaError_t pyseq_cross_entropy_forward(const void* logits, int dtype, const int64_t* target, int64_t rows,
-                                        int64_t cols, int64_t row_stride, int64_t ignore_index, double nll_weight,
-                                        double smooth_weight, float* loss, float* nll, uint8_t* correct, float* stats,
-                                        cudaStream_t stream) {
-  const Row shape{cols, row_stride, ignore_index, {nll_weight, smooth_weight}};
-  if (rows == 0) {
-    return cudaSuccess;
-  }
-  switch (dtype) {
-    case 0:
-      return run_forward<float>(logits, target, rows, shape, loss, nll, correct, stats, stream);
-    case 1:
-      return run_forward<__nv_bfloat16>(logits, target, rows, shape, loss, nll, correct, stats, stream);
-    case 2:
-      return run_forward<__half>(logits, target, rows, shape, loss, nll, correct, stats, stream);
-    default:
-      return cudaErrorInvalidValue;
-  }
-}
-
-cudaError_t pyseq_cross_entropy_backward(const void* logits, int dtype, const int64_t* target, int64_t rows,
-                                         int64_t cols, int64_t row_stride, int64_t ignore_index, double nll_weight,
-                                         double smooth_weight, const float* grad_loss, const float* stats, void* grad,
-                                         cudaStream_t stream) {
-  const Row shape{cols, row_stride, ignore_index, {nll_weight, smooth_weight}};
-  if (rows == 0 || cols == 0) {
-    return cudaSuccess;
-  }
-  switch (dtype) {
-    case 0:
-      return run_backward<float>(logits, target, rows, shape, grad_loss, stats, grad, stream);
-    case 1:
-      return run_backward<__nv_bfloat16>(logits, target, rows, shape, grad_loss, stats, grad, stream);
-    case 2:
-      return run_backward<__half>(logits, target, rows, shape, grad_loss, stats, grad, stream);
-    default:
-      return cudaErrorInvalidValue;
-  }
-}

@@ -46,7 +46,7 @@ struct Case {
     return to_float(memory[offset + static_cast<size_t>(row * (cols + gap) + col)]);
   }
 
-  CrossEntropyInput input(const SmoothingWeights& weights) const {
+  CrossEntropyInput input(const LossRule& weights) const {
     return {memory.data() + offset, dtype_of<T>(), rows, cols, cols + gap, target.data(), ignored, weights};
   }
 };
@@ -54,15 +54,15 @@ struct Case {
 template <class T>
 void check_case(const Case<T>& c, double smoothing) {
   const double each = c.cols > 1 ? smoothing / static_cast<double>(c.cols - 1) : 0.0;
-  const SmoothingWeights weights{c.cols > 1 ? 1.0 - smoothing - each : 1.0, each};
+  const LossRule weights{c.cols > 1 ? 1.0 - smoothing - each : 1.0, each};
   const auto input = c.input(weights);
   const auto rows = static_cast<size_t>(c.rows);
   std::vector<float> loss(rows), nll(rows), stats(2 * rows), grad_loss(rows, 2.0f);
   std::vector<uint8_t> correct(rows);
   std::vector<T> grad(rows * static_cast<size_t>(c.cols));
   CHECK(first_bad_target(input) == -1);
-  cross_entropy_forward(input, loss.data(), nll.data(), correct.data(), stats.data(), 2);
-  cross_entropy_backward(input, grad_loss.data(), stats.data(), grad.data(), 2);
+  cross_entropy_forward(input, {loss.data(), nll.data(), correct.data(), stats.data()}, 2);
+  cross_entropy_backward(input, grad_loss.data(), stats.data(), {grad.data(), c.cols}, 2);
 
   const double rounding = dtype_of<T>() == DType::f32 ? 1e-6 : dtype_of<T>() == DType::bf16 ? 8e-3 : 1e-3;
   for (int64_t r = 0; r < c.rows; ++r) {
@@ -134,8 +134,8 @@ TEST(cross_entropy_of_infinite_logits) {
   uint8_t correct[3];
   std::vector<float> grad(3 * 40);
   const auto input = c.input({1.0, 0.0});
-  cross_entropy_forward(input, loss, nll, correct, stats, 1);
-  cross_entropy_backward(input, grad_loss, stats, grad.data(), 1);
+  cross_entropy_forward(input, {loss, nll, correct, stats}, 1);
+  cross_entropy_backward(input, grad_loss, stats, {grad.data(), 40}, 1);
   CHECK(loss[0] == 0.0f && correct[0] == 1 && grad[3] == 0.0f && grad[4] == 0.0f);
   CHECK(std::isnan(loss[1]) && std::isnan(grad[40]));
   CHECK(std::isfinite(loss[2]) && std::isfinite(grad[119]));

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import pyseq.ops as ops
 from pyseq.ops import dispatch
-from pyseq.ops.cross_entropy import Smoothing, reference
+from pyseq.ops.cross_entropy import Options, reference
 from support.backends import running_on
 
 # The interpreter computes with numpy, which warns where nan is the right answer.
@@ -31,7 +31,7 @@ class Result:
     grad: Tensor
 
 
-def oracle(logits: Tensor, target: Tensor, smoothing: Smoothing, weight: Tensor) -> Result:
+def oracle(logits: Tensor, target: Tensor, options: Options, weight: Tensor) -> Result:
     """The definition in float64: -sum_v q_v log p_v against the smoothed target distribution q, and grad p - q."""
     x = logits.double()
     classes = x.size(1)
@@ -40,10 +40,10 @@ def oracle(logits: Tensor, target: Tensor, smoothing: Smoothing, weight: Tensor)
     onehot = F.one_hot(y, classes).double()
     if classes == 1:
         q = onehot
-    elif smoothing.form == "fairseq":
-        q = onehot * (1 - smoothing.amount) + (1 - onehot) * smoothing.amount / (classes - 1)
+    elif options.smoothing_form == "fairseq":
+        q = onehot * (1 - options.label_smoothing) + (1 - onehot) * options.label_smoothing / (classes - 1)
     else:
-        q = onehot * (1 - smoothing.amount) + smoothing.amount / classes
+        q = onehot * (1 - options.label_smoothing) + options.label_smoothing / classes
     shifted = x - x.max(dim=1, keepdim=True).values
     log_p = shifted - shifted.exp().sum(dim=1, keepdim=True).log()
     terms = torch.where(q == 0, 0.0, q * log_p)
@@ -56,15 +56,15 @@ def oracle(logits: Tensor, target: Tensor, smoothing: Smoothing, weight: Tensor)
     )
 
 
-def run(backend: str, logits: Tensor, target: Tensor, smoothing: Smoothing, weight: Tensor) -> Result:
+def run(backend: str, logits: Tensor, target: Tensor, options: Options, weight: Tensor) -> Result:
     """A back end's losses, and its gradient of ``(weight * loss).sum()``."""
     with running_on(backend) as device:
         leaf = logits.detach().to(device).requires_grad_()
         rows = ops.cross_entropy_rows(
             leaf,
             target.to(device),
-            label_smoothing=smoothing.amount,
-            smoothing_form=smoothing.form,  # type: ignore[arg-type]
+            label_smoothing=options.label_smoothing,
+            smoothing_form=options.smoothing_form,  # type: ignore[arg-type]
             ignore_index=IGNORE,
         )
         (rows.loss * weight.to(device)).sum().backward()
@@ -88,14 +88,14 @@ def bound(backend: str, part: str, dtype: torch.dtype, exact: Tensor, torch_erro
     return max(1.5 * torch_error, ulp / 2)
 
 
-def check(backend: str, smoothing: Smoothing, inputs: Iterable[tuple[Tensor, Tensor]]) -> None:
+def check(backend: str, options: Options, inputs: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Hold a back end's largest error over all inputs, which have one dtype, against that of the torch reference."""
     exact, plain, result = [], [], []
     for logits, target in inputs:
         weight = torch.linspace(0.5, 2.0, len(target)) if len(target) > 1 else torch.ones(len(target))
-        exact.append(oracle(logits, target, smoothing, weight))
-        plain.append(run("torch", logits, target, smoothing, weight))
-        result.append(run(backend, logits, target, smoothing, weight))
+        exact.append(oracle(logits, target, options, weight))
+        plain.append(run("torch", logits, target, options, weight))
+        result.append(run(backend, logits, target, options, weight))
     assert all(torch.equal(a.correct, b.correct) for a, b in zip(result, exact))
     for part in ("loss", "nll", "grad"):
         want, torch_got, got = (torch.cat([getattr(r, part).flatten() for r in rs]) for rs in (exact, plain, result))
@@ -119,15 +119,15 @@ SIZES_INTERPRETED = [1, 2, 3, 17, 64, 1025, 2049, 9736]  # a row takes the inter
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("smoothing", [Smoothing(0.0, "fairseq"), Smoothing(0.1, "fairseq"), Smoothing(0.2, "torch")])
-def test_error_is_near_that_of_the_reference(backend: str, dtype: torch.dtype, smoothing: Smoothing) -> None:
+@pytest.mark.parametrize("options", [Options(0.0, "fairseq"), Options(0.1, "fairseq"), Options(0.2, "torch")])
+def test_error_is_near_that_of_the_reference(backend: str, dtype: torch.dtype, options: Options) -> None:
     def inputs() -> Iterator[tuple[Tensor, Tensor]]:
         for classes in SIZES_INTERPRETED if backend == "triton" else SIZES:
             logits, target = some(8, classes, dtype)
             target[1] = IGNORE
             yield logits, target
 
-    check(backend, smoothing, inputs())
+    check(backend, options, inputs())
 
 
 def unaligned(logits: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ def test_layouts(backend: str, layout: str) -> None:
     for dtype in DTYPES:
         logits, target = some(30, 101, dtype)
         logits = LAYOUTS[layout](logits)
-        check(backend, Smoothing(0.1, "fairseq"), [(logits, target[: len(logits)])])
+        check(backend, Options(0.1, "fairseq"), [(logits, target[: len(logits)])])
 
 
 VALUES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -175,16 +175,16 @@ VALUES: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("amount", [0.0, 0.1])
 def test_values(backend: str, values: str, amount: float) -> None:
     inputs = [some(12, 70), some(4, 4100)]
-    check(backend, Smoothing(amount, "fairseq"), [(VALUES[values](logits), target) for logits, target in inputs])
+    check(backend, Options(amount, "fairseq"), [(VALUES[values](logits), target) for logits, target in inputs])
 
 
 @pytest.mark.parametrize("backend", ["torch", *BACKENDS])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_that_are_not_finite_stay_to_themselves(backend: str, dtype: torch.dtype) -> None:
     logits, target = some(6, 300, dtype)
-    exact = run("torch", logits, target, Smoothing(0.1, "fairseq"), torch.ones(6))
+    exact = run("torch", logits, target, Options(0.1, "fairseq"), torch.ones(6))
     logits[1, 7], logits[2, 200], logits[3] = float("nan"), float("inf"), float("-inf")
-    result = run(backend, logits, target, Smoothing(0.1, "fairseq"), torch.ones(6))
+    result = run(backend, logits, target, Options(0.1, "fairseq"), torch.ones(6))
     for row in (1, 2, 3):
         assert result.loss[row].isnan() and result.nll[row].isnan() and result.grad[row].isnan().all()
     for row in (0, 4, 5):
@@ -200,7 +200,7 @@ def test_ignored_rows_are_exactly_zero_whatever_their_logits(backend: str, dtype
     logits[[0, 2]] = bad
     target[[0, 2]] = IGNORE
     weight = torch.tensor([float("inf"), 1.0, float("nan"), 1.0])  # nor does the incoming gradient matter
-    result = run(backend, logits, target, Smoothing(0.1, "fairseq"), weight)
+    result = run(backend, logits, target, Options(0.1, "fairseq"), weight)
     for row in (0, 2):
         assert result.loss[row] == 0 and result.nll[row] == 0 and not result.correct[row]
         assert (result.grad[row] == 0).all()
@@ -215,7 +215,7 @@ def test_correct_is_argmax_with_ties_and_nans(backend: str) -> None:
     logits[1::8, 9], logits[2::8] = float("inf"), float("-inf")
     target = logits.argmax(dim=1)
     target[::3] = torch.randint(37, (32,), generator=generator)
-    result = run(backend, logits, target, Smoothing(0.0, "fairseq"), torch.ones(96))
+    result = run(backend, logits, target, Options(0.0, "fairseq"), torch.ones(96))
     assert torch.equal(result.correct, logits.argmax(dim=1) == target)
     assert 0 < result.correct.sum() < 96
 
@@ -237,7 +237,7 @@ def test_offsets_are_64_bit(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_many_classes(backend: str) -> None:
-    check(backend, Smoothing(0.1, "fairseq"), [some(3, 70_001)])
+    check(backend, Options(0.1, "fairseq"), [some(3, 70_001)])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -250,7 +250,7 @@ def test_bitwise_repeatable_and_independent_of_threads(dtype: torch.dtype, isa: 
     try:
         for threads in (1, 2, 3, 2, 1):
             torch.set_num_threads(threads)
-            results.append(run(f"cpp-{isa}", logits, target, Smoothing(0.1, "fairseq"), torch.ones(700)))
+            results.append(run(f"cpp-{isa}", logits, target, Options(0.1, "fairseq"), torch.ones(700)))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -264,9 +264,9 @@ def test_large_gradients_bypass_the_cache_with_the_same_bits(backend: str, dtype
     # Above 16 MiB gradients are written with streaming stores, whose alignment differs from row to row.
     rows, classes = (18 << 20) // (1501 * torch.finfo(dtype).bits // 8), 1501
     logits, target = some(rows, classes, dtype)
-    whole = run(backend, logits, target, Smoothing(0.1, "fairseq"), torch.ones(rows))
+    whole = run(backend, logits, target, Options(0.1, "fairseq"), torch.ones(rows))
     for part in (slice(0, 40), slice(rows - 40, rows)):
-        small = run(backend, logits[part], target[part], Smoothing(0.1, "fairseq"), torch.ones(40))
+        small = run(backend, logits[part], target[part], Options(0.1, "fairseq"), torch.ones(40))
         assert torch.equal(whole.grad[part], small.grad)
 
 
@@ -292,7 +292,7 @@ def test_shapes_and_reductions_against_torch(backend: str, shape: tuple[int, ...
 def test_sums(backend: str) -> None:
     logits, target = some(12, 31)
     target[:4], target[5] = logits[:4].argmax(dim=1), IGNORE
-    exact = oracle(logits, target, Smoothing(0.1, "fairseq"), torch.ones(12))
+    exact = oracle(logits, target, Options(0.1, "fairseq"), torch.ones(12))
     with running_on(backend) as device:
         sums = ops.cross_entropy_sums(logits.to(device).requires_grad_(), target.to(device), label_smoothing=0.1)
     assert all(value.shape == () and value.device.type == device.type for value in sums)
@@ -315,14 +315,14 @@ def test_gradcheck_of_the_reference(form: str) -> None:
     logits, target = some(5, 7)
     target[2] = IGNORE
     leaf = logits.double().requires_grad_()
-    for smoothing in (Smoothing(0.0, form), Smoothing(0.3, form)):
+    for smoothing in (Options(0.0, form), Options(0.3, form)):
         assert torch.autograd.gradcheck(lambda x, s=smoothing: reference(x, target, s, IGNORE)[0], (leaf,))
 
 
 def test_target_out_of_range_gives_nan_where_looking_would_wait() -> None:
     logits, target = some(5, 9)
     target[3] = 9
-    result = run("triton", logits, target, Smoothing(0.1, "fairseq"), torch.ones(5))
+    result = run("triton", logits, target, Options(0.1, "fairseq"), torch.ones(5))
     assert torch.equal(result.loss.isnan(), torch.arange(5) == 3)
     assert result.grad[3].isnan().all() and result.grad[[0, 1, 2, 4]].isfinite().all()
 
@@ -338,10 +338,10 @@ def test_gradients_are_rounded_to_nearest_even(isa: str, dtype: torch.dtype) -> 
     wanted = torch.cat([numbers, middle, middle.nextafter(infinity), middle.nextafter(-infinity)])
     wanted = wanted[wanted.abs() < 1e38]
     logits, target = torch.zeros(len(wanted), 2, dtype=dtype), torch.zeros(len(wanted), dtype=torch.long)
-    result = run(f"cpp-{isa}", logits, target, Smoothing(0.0, "fairseq"), wanted * 2)
+    result = run(f"cpp-{isa}", logits, target, Options(0.0, "fairseq"), wanted * 2)
     assert torch.equal(result.grad[:, 1], wanted.to(dtype))
     assert torch.equal(result.grad[:, 0], (-wanted).to(dtype))  # the target, which takes the scalar conversion
-    nan = run(f"cpp-{isa}", logits[:40], target[:40], Smoothing(0.0, "fairseq"), torch.full((40,), float("nan")))
+    nan = run(f"cpp-{isa}", logits[:40], target[:40], Options(0.0, "fairseq"), torch.full((40,), float("nan")))
     assert nan.grad.isnan().all()
 
 
@@ -352,7 +352,7 @@ def test_vector_exponential_is_within_one_ulp(isa: str) -> None:
     logits = torch.stack([torch.zeros_like(t), t], dim=1)
     exact = t.double().exp()
     target, weight = torch.zeros(len(t), dtype=torch.long), torch.ones(len(t))
-    result = run(f"cpp-{isa}", logits, target, Smoothing(0.0, "fairseq"), weight)
+    result = run(f"cpp-{isa}", logits, target, Options(0.0, "fairseq"), weight)
     exponential = result.grad[:, 1].double() * (1 + exact)
     # One ulp of the exponential, and the roundings of 1 / sum and of the product.
     assert float(((exponential - exact) / exact).abs().max()) < 2.2 * torch.finfo(torch.float32).eps

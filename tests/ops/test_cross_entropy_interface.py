@@ -60,7 +60,7 @@ def test_logits_changed_between_forward_and_backward_are_noticed() -> None:
 def test_opcheck(dtype: torch.dtype) -> None:
     logits, target = some(5, 17, dtype)
     target[1] = -100
-    options = (0.1, "fairseq", -100)
+    options = (0.1, "fairseq", 0.0, 0.0, None, -100)
     torch.library.opcheck(torch.ops.pyseq.cross_entropy.default, (logits.requires_grad_(), target, *options))
     stats = torch.ops.pyseq.cross_entropy(logits, target, *options)[3]
     arguments = (torch.ones(5), logits.detach(), target, stats, *options)

@@ -1,0 +1,260 @@
+"""The back ends of cross-entropy, all with one interface."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyseq.ops import dispatch
+from pyseq.ops.cross_entropy.definition import Options, out_of_range
+
+dispatch.register_operation("cross_entropy", cpp=dispatch.KERNEL_DTYPES, triton=dispatch.KERNEL_DTYPES)
+
+
+class RowResults(NamedTuple):
+    """What a kernel writes for each of N rows. Ignored rows have 0, 0, False and {0, 1}."""
+
+    loss: Tensor  # [N] fp32
+    nll: Tensor  # [N] fp32
+    correct: Tensor  # [N] bool
+    stats: Tensor  # [N, 2] fp32: {max, sum of exp(z - max)} of the logits after the soft cap
+
+    def z_loss(self, options: Options) -> Tensor:
+        """[N] fp32: the part of the loss that is the z-loss."""
+        if options.z_loss == 0.0:
+            return torch.zeros_like(self.loss)
+        lse = self.stats[:, 0].double() + self.stats[:, 1].double().log()
+        return (options.z_loss * lse.square()).float()
+
+
+class Kernel:
+    """A back end of this operation.
+
+    Logits are [N, V] of a dtype that the back end takes, of any strides; targets [N] int64; both on its device, and so
+    is ``options.weight``. On the CPU a target out of range raises; elsewhere such a row has loss and gradient nan.
+    """
+
+    @staticmethod
+    def forward(logits: Tensor, target: Tensor, options: Options, ignore_index: int) -> RowResults:
+        """The losses alone."""
+        raise NotImplementedError
+
+    @staticmethod
+    def backward(
+        grad_loss: Tensor,
+        logits: Tensor,
+        target: Tensor,
+        stats: Tensor,
+        options: Options,
+        ignore_index: int,
+        grad: Tensor | None = None,
+    ) -> Tensor:
+        """The gradient of ``(grad_loss * loss).sum()``, grad_loss [N], for the stats of :meth:`forward`.
+
+        It is written into ``grad``, or where that is None into a new contiguous tensor, and returned. ``grad`` is as in
+        :meth:`loss_and_gradient`.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def loss_and_gradient(
+        logits: Tensor,
+        target: Tensor,
+        options: Options,
+        ignore_index: int,
+        row_weight: Tensor | float,
+        grad: Tensor,
+    ) -> RowResults:
+        """The losses, and in ``grad`` the gradient of ``(row_weight * loss).sum()``, reading the logits once.
+
+        Args:
+            row_weight: a number, or a tensor on the device: 0-d or [N]. It does not weigh the losses returned.
+            grad: [N, V] of the logits' dtype, elements of a row next to each other, rows apart. It may be the logits
+                themselves, which are then lost; it may not overlap them otherwise.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def scale_(grad: Tensor, factor: Tensor, target: Tensor, ignore_index: int) -> None:
+        """Multiply ``grad`` [N, V] by ``factor``, a 0-d tensor on its device, without waiting for the device.
+
+        A factor of 1 costs no pass over the gradient. Ignored rows stay 0 whatever the factor.
+        """
+        raise NotImplementedError
+
+
+class CppKernel(Kernel):
+    @staticmethod
+    def forward(logits: Tensor, target: Tensor, options: Options, ignore_index: int) -> RowResults:
+        logits, target = strided(logits), target.contiguous()
+        out = allocate(logits)
+        bad = dispatch.required_core().cross_entropy_forward(
+            *_described(logits, target, options, ignore_index),
+            *(tensor.data_ptr() for tensor in out),
+            torch.get_num_threads(),
+        )
+        if bad >= 0:
+            raise out_of_range(target, bad, logits.size(1), ignore_index)
+        return out
+
+    @staticmethod
+    def backward(
+        grad_loss: Tensor,
+        logits: Tensor,
+        target: Tensor,
+        stats: Tensor,
+        options: Options,
+        ignore_index: int,
+        grad: Tensor | None = None,
+    ) -> Tensor:
+        logits, target, grad_loss = strided(logits), target.contiguous(), grad_loss.float().contiguous()
+        if grad is None:
+            grad = torch.empty(logits.shape, dtype=logits.dtype)
+        check_gradient(grad, logits)
+        dispatch.required_core().cross_entropy_backward(
+            *_described(logits, target, options, ignore_index),
+            *(tensor.data_ptr() for tensor in (grad_loss, stats, grad)),
+            grad.stride(0),
+            torch.get_num_threads(),
+        )
+        return grad
+
+    @staticmethod
+    def loss_and_gradient(
+        logits: Tensor,
+        target: Tensor,
+        options: Options,
+        ignore_index: int,
+        row_weight: Tensor | float,
+        grad: Tensor,
+    ) -> RowResults:
+        logits, target = strided(logits), target.contiguous()
+        check_gradient(grad, logits)
+        weight = torch.as_tensor(row_weight, dtype=torch.float32).contiguous()
+        if weight.dim() > 0 and weight.shape != target.shape:
+            raise ValueError(f"row_weight is {tuple(weight.shape)}, for {len(target)} rows")
+        out = allocate(logits)
+        bad = dispatch.required_core().cross_entropy_loss_and_gradient(
+            *_described(logits, target, options, ignore_index),
+            *(tensor.data_ptr() for tensor in (*out, weight)),
+            weight.dim(),
+            grad.data_ptr(),
+            grad.stride(0),
+            torch.get_num_threads(),
+        )
+        if bad >= 0:
+            raise out_of_range(target, bad, logits.size(1), ignore_index)
+        return out
+
+    @staticmethod
+    def scale_(grad: Tensor, factor: Tensor, target: Tensor, ignore_index: int) -> None:
+        value = factor.item()
+        if value != 1.0:
+            grad.mul_(value)
+            if value - value != 0.0:  # 0 times inf or nan
+                grad.masked_fill_((target == ignore_index).unsqueeze(1), 0.0)
+
+
+def _described(logits: Tensor, target: Tensor, options: Options, ignore_index: int) -> tuple[Any, ...]:
+    """The arguments that all functions of the core begin with."""
+    rows, cols = logits.shape
+    pointers = logits.data_ptr(), dispatch.DTYPE_NUMBERS[logits.dtype], target.data_ptr()
+    weight = 0 if options.weight is None else options.weight.data_ptr()
+    terms = *options.smoothing_weights(cols), options.z_loss, options.soft_cap, weight
+    return *pointers, rows, cols, logits.stride(0), ignore_index, *terms
+
+
+class TritonKernel(Kernel):
+    @staticmethod
+    def forward(logits: Tensor, target: Tensor, options: Options, ignore_index: int) -> RowResults:
+        from pyseq.kernels import cross_entropy as kernels
+
+        _only_smoothing(options)
+        logits, target = strided(logits), target.contiguous()
+        out = allocate(logits)
+        kernels.forward(logits, target, options.smoothing_weights(logits.size(1)), ignore_index, *out)
+        return out
+
+    @staticmethod
+    def backward(
+        grad_loss: Tensor,
+        logits: Tensor,
+        target: Tensor,
+        stats: Tensor,
+        options: Options,
+        ignore_index: int,
+        grad: Tensor | None = None,
+    ) -> Tensor:
+        from pyseq.kernels import cross_entropy as kernels
+
+        _only_smoothing(options)
+        logits, target, grad_loss = strided(logits), target.contiguous(), grad_loss.float().contiguous()
+        result = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+        kernels.backward(
+            grad_loss, logits, target, stats, options.smoothing_weights(logits.size(1)), ignore_index, result
+        )
+        return result if grad is None else grad.copy_(result)
+
+    @staticmethod
+    def loss_and_gradient(
+        logits: Tensor,
+        target: Tensor,
+        options: Options,
+        ignore_index: int,
+        row_weight: Tensor | float,
+        grad: Tensor,
+    ) -> RowResults:
+        out = TritonKernel.forward(logits, target, options, ignore_index)
+        weight = torch.as_tensor(row_weight, dtype=torch.float32, device=logits.device).expand(target.shape)
+        TritonKernel.backward(weight, logits, target, out.stats, options, ignore_index, grad)
+        return out
+
+    @staticmethod
+    def scale_(grad: Tensor, factor: Tensor, target: Tensor, ignore_index: int) -> None:
+        grad.mul_(factor).masked_fill_((target == ignore_index).unsqueeze(1), 0.0)
+
+
+def _only_smoothing(options: Options) -> None:
+    if not options.is_plain():
+        raise NotImplementedError(
+            "the triton back end of cross_entropy has no class weights, z-loss and soft cap: use "
+            'pyseq.ops.backend("torch")'
+        )
+
+
+KERNELS: dict[str, type[Kernel]] = {"cpp": CppKernel, "triton": TritonKernel}
+
+
+def strided(logits: Tensor) -> Tensor:
+    """``logits`` [N, V] if the elements of a row lie next to each other and rows do not overlap, else a copy."""
+    return logits if has_rows(logits) else logits.contiguous()
+
+
+def has_rows(matrix: Tensor) -> bool:
+    """Whether the elements of a row of ``matrix`` [N, V] lie next to each other and rows do not overlap."""
+    rows, cols = matrix.shape
+    return (cols <= 1 or matrix.stride(1) == 1) and (rows <= 1 or matrix.stride(0) >= cols)
+
+
+def check_gradient(grad: Tensor, logits: Tensor) -> None:
+    """Raise ValueError unless a kernel can write the gradient of ``logits`` into ``grad``."""
+    if grad.shape != logits.shape or grad.dtype != logits.dtype or grad.device != logits.device:
+        raise ValueError(
+            f"grad is {tuple(grad.shape)}, {grad.dtype}, {grad.device}; logits are {tuple(logits.shape)}, "
+            f"{logits.dtype}, {logits.device}"
+        )
+    if not has_rows(grad):
+        raise ValueError(f"grad has strides {grad.stride()}: elements of a row must lie next to each other, rows apart")
+
+
+def allocate(logits: Tensor) -> RowResults:
+    """Room for the results of the rows of ``logits``."""
+    rows = logits.shape[0]
+    return RowResults(
+        logits.new_empty(rows, dtype=torch.float32),
+        logits.new_empty(rows, dtype=torch.float32),
+        logits.new_empty(rows, dtype=torch.bool),
+        logits.new_empty(rows, 2, dtype=torch.float32),
+    )
