@@ -53,14 +53,12 @@ def run(cases: list[Case], args: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(args.device)
     torch.set_num_threads(args.threads)
     torch.manual_seed(1)
-    kept = args.allocator == "keep" and keep_freed_memory()
     found: dict[str, Any] = {
         "started": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         **machine.describe(device),
         "settings": {
             "device": device.type,
             "threads": torch.get_num_threads(),
-            "allocator": "keep" if kept else "system",
             "quick": args.quick,
             "turns": args.turns,
             "seconds": args.seconds,
@@ -69,8 +67,11 @@ def run(cases: list[Case], args: argparse.Namespace) -> dict[str, Any]:
         "skipped": {},
     }
     progress = Progress(len(cases))
-    for case in cases:
+    kept = False
+    for case in sorted(cases, key=lambda case: case.allocator != "system"):  # there is no way back from "keep"
         progress.start(case.name)
+        if case.allocator == "keep" and not kept:
+            kept = keep_freed_memory()
         try:
             result = run_case(
                 case, device, quick=args.quick, turns=args.turns, seconds=args.seconds, on_turn=progress.turn
@@ -99,12 +100,6 @@ def parse(argv: list[str] | None, description: str | None) -> argparse.Namespace
     parser.add_argument("--turns", type=int, default=15, help="how often each side is timed at most")
     parser.add_argument("--seconds", type=float, default=20.0, help="no turn of a case begins after so long, after 5")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, two turns: does it run at all?")
-    parser.add_argument(
-        "--allocator",
-        choices=("keep", "system"),
-        default="keep",
-        help="keep: malloc keeps freed memory, as in pyseq-train; system: large blocks page-fault anew",
-    )
     parser.add_argument("--json", type=Path, help=f"where the run is kept (default: a new file in {DEFAULT_FOLDER})")
     parser.add_argument("--plot", type=Path, nargs="+", default=[], metavar="FILE", help="pictures: .png, .svg")
     parser.add_argument("--check", action="store_true", help="print the targets; exit code 1 if one does not hold")

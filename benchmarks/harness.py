@@ -27,6 +27,9 @@ from benchmarks.timing import Timer, make_timer
 
 Outcome = Mapping[str, Tensor]
 Ceiling = Literal["bandwidth", "matrix"]
+# glibc's malloc: "system" as it comes, where every large block is mapped and page-faults anew; "keep" as pyseq-train
+# sets it up (pyseq.training.allocator).
+Allocator = Literal["keep", "system"]
 MINIMUM_TURNS = 5
 
 
@@ -81,6 +84,7 @@ class Case:
     name: str  # "operation/variant"
     build: Callable[[torch.device, bool], Work]  # device, quick: sizes for a smoke run
     devices: tuple[str, ...] = ("cpu", "cuda")
+    allocator: Allocator = "keep"
 
     def matches(self, patterns: list[str]) -> bool:
         """Whether a pattern is in the name, or matches all of it where it has a wildcard. No pattern matches all."""
@@ -223,6 +227,7 @@ def run_case(
         "device": device.type,
         "config": work.config,
         "cold": work.cold,
+        "allocator": case.allocator,
         "elapsed": time.perf_counter() - begin,
         "checks": checks,
         "skipped": skipped,

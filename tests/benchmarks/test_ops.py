@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,19 +44,20 @@ def test_names_are_unique() -> None:
 
 
 @pytest.fixture
-def threads() -> object:
-    """The command sets torch's thread count."""
+def own_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The command sets torch's thread count, and malloc, which cannot be set back."""
     before = torch.get_num_threads()
+    monkeypatch.setattr(command, "keep_freed_memory", lambda: True)
     yield
     torch.set_num_threads(before)
 
 
 def arguments(folder: Path, *more: str) -> list[str]:
-    only = ["--only", "cross_entropy/3000x9737", "--device", "cpu", "--allocator", "system"]
+    only = ["--only", "cross_entropy/3000x9737", "--device", "cpu"]
     return [*only, "--json", str(folder / "run.json"), *more]
 
 
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("own_settings")
 def test_the_command_writes_a_run_that_can_be_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(CASES, arguments(tmp_path, "--quick", "--threads", "1")) == 0
     printed = capsys.readouterr()
@@ -68,7 +70,7 @@ def test_the_command_writes_a_run_that_can_be_reported(tmp_path: Path, capsys: p
     assert "a smoke run" in report.run_text(run)
 
 
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("own_settings")
 def test_a_side_that_computes_something_else_stops_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
