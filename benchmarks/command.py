@@ -7,6 +7,7 @@ import datetime
 import json
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,10 @@ class Progress:
 
 
 def run(cases: list[Case], args: argparse.Namespace) -> dict[str, Any]:
-    """Run cases and return the run as its JSON keeps it. A mismatch stops the run: see :class:`Mismatch`."""
+    """Run cases and return the run as its JSON keeps it.
+
+    A case that fails leaves a sentence under ``errors`` and no figures; the others are run all the same.
+    """
     device = torch.device(args.device)
     torch.set_num_threads(args.threads)
     torch.manual_seed(1)
@@ -65,6 +69,7 @@ def run(cases: list[Case], args: argparse.Namespace) -> dict[str, Any]:
         },
         "cases": [],
         "skipped": {},
+        "errors": {},
     }
     progress = Progress(len(cases))
     kept = False
@@ -84,8 +89,12 @@ def run(cases: list[Case], args: argparse.Namespace) -> dict[str, Any]:
             found["skipped"][case.name] = str(error)
             progress.finish()
             print(f"{case.name}: not run: {error}\n", flush=True)
-        except Mismatch as error:
-            raise Mismatch(f"{case.name}: {error}") from error
+        except Exception as error:
+            if not isinstance(error, Mismatch):
+                traceback.print_exc()
+            found["errors"][case.name] = f"{type(error).__name__}: {error}"
+            progress.finish()
+            print(f"{case.name}: error: {error}\n", flush=True)
     return found
 
 
@@ -119,7 +128,7 @@ def save(found: dict[str, Any], path: Path | None) -> Path:
 
 
 def main(cases: list[Case], argv: list[str] | None = None, description: str | None = None) -> int:
-    """Returns the exit code: 1 if a target does not hold under ``--check``, 2 if sides disagree or nothing matches."""
+    """Returns the exit code: 1 if a target does not hold under ``--check``, 2 if a case fails or none matches."""
     args = parse(argv, description)
     chosen = select(cases, args.only, torch.device(args.device).type)
     if args.list:
@@ -128,18 +137,16 @@ def main(cases: list[Case], argv: list[str] | None = None, description: str | No
     if not chosen:
         print(f"error: no case matches {' '.join(args.only)}; --list prints their names", file=sys.stderr)
         return 2
-    try:
-        found = run(chosen, args)
-    except Mismatch as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    found = run(chosen, args)
     print(f"written to {save(found, args.json)}")
     for path in args.plot:
         plot.plot(found, path)
-    if not args.check:
-        return 0
     names = {case.name for case in chosen}
-    judged = [one for one in targets.judge(found) if one.target.case in names]
+    judged = [one for one in targets.judge(found) if one.target.case in names] if args.check else []
     if judged:
         print("\n" + report.aligned(report.targets_table(judged)))
+    for name, error in found["errors"].items():
+        print(f"error: {name}: {error}", file=sys.stderr)
+    if found["errors"]:
+        return 2
     return 1 if any(one.verdict == "does not hold" for one in judged) else 0

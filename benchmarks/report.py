@@ -108,8 +108,8 @@ def run_text(run: dict[str, Any]) -> str:
     for case in run["cases"]:
         lines = [title(case), aligned(case_table(case), "  ")]
         parts.append("\n".join(lines + [f"  {note}" for note in notes(case)]))
-    for name, why in run["skipped"].items():
-        parts.append(f"{name}: not run: {why}")
+    parts += [f"{name}: not run: {why}" for name, why in run["skipped"].items()]
+    parts += [f"{name}: error: {why}" for name, why in run["errors"].items()]
     return "\n\n".join(parts)
 
 

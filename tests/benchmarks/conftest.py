@@ -30,6 +30,7 @@ def make_run(*cases: tuple[str, list[dict[str, Any]]], device: str = "cpu") -> d
             for name, sides in cases
         ],
         "skipped": {},
+        "errors": {},
     }
 
 

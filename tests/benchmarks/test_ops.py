@@ -71,7 +71,7 @@ def test_the_command_writes_a_run_that_can_be_reported(tmp_path: Path, capsys: p
 
 
 @pytest.mark.usefixtures("own_settings")
-def test_a_side_that_computes_something_else_stops_the_command(
+def test_a_side_that_computes_something_else_is_an_error_and_has_no_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def wrong(smoothing: float, **options: str) -> object:
@@ -79,8 +79,9 @@ def test_a_side_that_computes_something_else_stops_the_command(
 
     monkeypatch.setattr(cross_entropy, "pyseq_loss", wrong)
     assert command.main(CASES, arguments(tmp_path, "--quick")) == 2
-    assert "cross_entropy/3000x9737: loss of 'pyseq' differs" in capsys.readouterr().err
-    assert not (tmp_path / "run.json").exists()
+    assert "cross_entropy/3000x9737: Mismatch: loss of 'pyseq' differs" in capsys.readouterr().err
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert not run["cases"] and "cross_entropy/3000x9737" in run["errors"]
 
 
 def test_a_pattern_that_matches_nothing_and_list(capsys: pytest.CaptureFixture[str]) -> None:
