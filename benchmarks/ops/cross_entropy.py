@@ -1,154 +1,152 @@
-"""Label-smoothed cross-entropy, forward and backward: pyseq, fairseq's formulation, torch's own; and a copy.
+"""Label-smoothed cross-entropy of logits, forward and backward; ours, fairseq's formulation, torch's, and a copy.
 
-    python -m benchmarks.ops.cross_entropy [--repeats 9] [--threads 2] [--keep-memory] [--json FILE]
-
-All contenders of a case run in turn, so that a busy machine slows them alike; a speed-up is the median of the ratios
-within a turn. GB/s counts the bytes that the work cannot do without: the logits read once forward and once backward,
-the gradient written once. ``--keep-memory`` runs with a malloc that keeps large blocks; otherwise every matrix of this
-size is mapped anew, and its page faults are part of the time of whoever makes one.
+Needed are one read of the logits and one write of their gradient: as much as a copy of the logits into a second
+buffer. Sides are compared in fairseq's form of smoothing; torch's form of (V / (V - 1)) eps is the same number.
+Most of the peers' time on a CPU can be page faults, since they make several matrices of this size: cases named
+"-system" leave malloc as users of torch find it, the others keep freed memory as pyseq-train does.
+The gradient is asked for by ``torch.autograd.grad``: no side pays for adding it to another.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import statistics
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import peers
+from benchmarks.harness import Case, Outcome, Side, Unavailable, Work
+from benchmarks.machine import need_memory
+from benchmarks.peers import Loss
 from pyseq import ops
 
+SMOOTHING, PADDING = 0.1, 1
+
+
+class Logits:
+    """Logits [N, V] of the usual spread with targets, some of them padding; restored where a side writes over them."""
+
+    def __init__(self, rows: int, classes: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.saved = torch.randn(rows, classes, device=device).mul_(2).to(dtype)
+        self.logits = self.saved.clone().requires_grad_()
+        self.target = torch.randint(PADDING + 1, classes, (rows,), device=device)
+        self.target[::16] = PADDING
+        self.size = self.saved.numel() * self.saved.element_size()
+
+    def fresh(self) -> None:
+        self.logits = self.logits.detach().copy_(self.saved).requires_grad_()
+
+    def training(self, name: str, loss: Loss, overwrites: bool = False, graph: bool = True) -> Side:
+        def run() -> tuple[Tensor, Tensor]:
+            value = loss(self.logits, self.target)
+            return value, torch.autograd.grad(value, self.logits)[0]
+
+        def outcome() -> Outcome:
+            value, gradient = run()
+            return {"loss": value.float(), "gradient": gradient}
+
+        # A graph replays on the tensors that it was captured with; fresh() keeps their memory.
+        prepare = self.fresh if overwrites else _nothing
+        return Side(name, run, prepare, outcome, bytes=2 * self.size, graph=graph)
+
+    def forward(self, name: str, loss: Loss) -> Side:
+        def run() -> Tensor:
+            with torch.no_grad():
+                return loss(self.logits, self.target)
+
+        return Side(name, run, outcome=lambda: {"loss": run().float()}, bytes=self.size)
+
+    def copy(self) -> Side:
+        second = torch.empty_like(self.saved)
+        return Side("copy of the logits", lambda: second.copy_(self.saved), bytes=2 * self.size, ceiling="bandwidth")
+
+
+def _nothing() -> None:
+    pass
+
+
+def pyseq_loss(smoothing: float, **options: Any) -> Loss:
+    def loss(logits: Tensor, target: Tensor) -> Tensor:
+        return ops.cross_entropy(
+            logits,
+            target,
+            label_smoothing=smoothing,
+            smoothing_form="fairseq",
+            ignore_index=PADDING,
+            reduction="sum",
+            **options,
+        )
+
+    return loss
+
+
+def case(
+    rows: int, classes: int, dtype: torch.dtype, smoothing: float = SMOOTHING, forward_only: bool = False
+) -> Callable[[torch.device, bool], Work]:
+    def build(device: torch.device, quick: bool) -> Work:
+        n, v = (8, 97 + classes % 2) if quick else (rows, classes)
+        need_memory(n * v * (5 * dtype.itemsize + 12), device)
+        inputs = Logits(n, v, dtype, device)
+        # torch's form of smoothing with this amount is fairseq's form with SMOOTHING
+        torch_smoothing = smoothing * v / (v - 1)
+        config = {"rows": n, "classes": v, "dtype": str(dtype).removeprefix("torch."), "label smoothing": smoothing}
+        work = Work(config | {"logits bytes": inputs.size}, [], bound=1e-4 if dtype == torch.float32 else 1e-2)
+        contenders: dict[str, Callable[[], Loss]] = {
+            "pyseq": lambda: pyseq_loss(smoothing),
+            "fairseq's formulation": lambda: peers.fairseq_formulation(smoothing, PADDING),
+            "F.cross_entropy": lambda: peers.torch_cross_entropy(torch_smoothing, PADDING),
+        }
+        if not quick:
+            contenders["torch.compile"] = lambda: peers.compiled_cross_entropy(torch_smoothing, PADDING)
+        side = inputs.forward if forward_only else inputs.training
+        for name, make in contenders.items():
+            work.add(name, lambda name=name, make=make: side(name, make()))  # type: ignore[misc]
+        if not forward_only:
+            work.add("pyseq, donate", lambda: _donating(inputs, smoothing))
+        if device.type == "cuda" and not forward_only:
+            _add_gpu_peers(work, inputs, smoothing, torch_smoothing)
+        work.sides.append(inputs.copy())
+        return work
+
+    return build
+
+
+def _donating(inputs: Logits, smoothing: float) -> Side:
+    """The gradient over the logits: where the caller needs the logits no more."""
+    loss = pyseq_loss(smoothing, inplace="donate")
+    side = inputs.training("pyseq, donate", loss, overwrites=True)
+    try:
+        side.prepare()
+        side.run()
+    except TypeError as error:
+        raise Unavailable(str(error)) from error
+    return side
+
+
+def _add_gpu_peers(work: Work, inputs: Logits, smoothing: float, torch_smoothing: float) -> None:
+    for name, make in {
+        "Liger": lambda: peers.liger_cross_entropy(torch_smoothing, PADDING),
+        "flash-attn": lambda: peers.flash_attn_cross_entropy(torch_smoothing, PADDING),
+        "quack": lambda: peers.quack_cross_entropy(torch_smoothing, PADDING),
+    }.items():
+        work.add(name, lambda name=name, make=make: inputs.training(name, make(), overwrites=True))  # type: ignore[misc]
+
+
+FP32, BF16 = torch.float32, torch.bfloat16
 CASES = [
-    (4096, 10_000, torch.float32),
-    (512, 32_000, torch.float32),
-    (4096, 10_000, torch.bfloat16),
-    (3000, 9_737, torch.float32),
+    Case("cross_entropy/512x32000-system", case(512, 32_000, FP32), ("cpu",), "system"),
+    Case("cross_entropy/4096x10000-system", case(4096, 10_000, FP32), ("cpu",), "system"),
+    Case("cross_entropy/512x32000", case(512, 32_000, FP32), ("cpu",)),
+    Case("cross_entropy/4096x10000", case(4096, 10_000, FP32), ("cpu",)),
+    Case("cross_entropy/512x32000-forward", case(512, 32_000, FP32, forward_only=True), ("cpu",)),
+    Case("cross_entropy/4096x10000-forward", case(4096, 10_000, FP32, forward_only=True), ("cpu",)),
+    Case("cross_entropy/4096x10000-bf16", case(4096, 10_000, BF16), ("cpu",)),
+    Case("cross_entropy/3000x9737", case(3000, 9_737, FP32), ("cpu",)),
+    Case("cross_entropy/8192x8192-bf16", case(8192, 8192, BF16), ("cuda",)),
+    Case("cross_entropy/8192x32768-bf16", case(8192, 32_768, BF16), ("cuda",)),
+    Case("cross_entropy/8192x32768-bf16-plain", case(8192, 32_768, BF16, smoothing=0.0), ("cuda",)),
+    Case("cross_entropy/8192x50257-bf16", case(8192, 50_257, BF16), ("cuda",)),
+    Case("cross_entropy/8192x128256-bf16", case(8192, 128_256, BF16), ("cuda",)),
+    Case("cross_entropy/8192x32768-bf16-forward", case(8192, 32_768, BF16, forward_only=True), ("cuda",)),
 ]
-EPSILON, PADDING = 0.1, 1
-KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
-    "MALLOC_TOP_PAD_": str(1 << 30),
-}
-
-
-@dataclass(frozen=True)
-class Figure:
-    rows: int
-    classes: int
-    dtype: str
-    work: str
-    milliseconds: float  # median
-    gigabytes_per_second: float | None
-    speedup: float  # of pyseq's forward and backward over this, median of the ratios within a turn
-
-
-def fairseq_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """log_softmax in fp32, a gather and a sum over all of it."""
-    lprobs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
-    y = target.unsqueeze(-1)
-    nll = -lprobs.gather(dim=-1, index=y)
-    smooth = -lprobs.sum(dim=-1, keepdim=True)
-    ignored = y.eq(PADDING)
-    nll, smooth = nll.masked_fill(ignored, 0.0).sum(), smooth.masked_fill(ignored, 0.0).sum()
-    each = EPSILON / (lprobs.size(-1) - 1)
-    return (1.0 - EPSILON - each) * nll + each * smooth
-
-
-def torch_loss(logits: Tensor, target: Tensor) -> Tensor:
-    return F.cross_entropy(logits, target, label_smoothing=EPSILON, ignore_index=PADDING, reduction="sum")
-
-
-def pyseq_loss(logits: Tensor, target: Tensor) -> Tensor:
-    return ops.cross_entropy_sums(logits, target, label_smoothing=EPSILON, ignore_index=PADDING).loss
-
-
-def forward_and_backward(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, target: Tensor) -> None:
-    loss(logits, target).backward()
-    logits.grad = None
-
-
-def contenders(logits: Tensor, target: Tensor) -> dict[str, Callable[[], object]]:
-    leaf, copied = logits.detach().requires_grad_(), torch.empty_like(logits)
-    return {
-        "pyseq": lambda: forward_and_backward(pyseq_loss, leaf, target),
-        "pyseq, forward only": lambda: pyseq_loss(logits, target),
-        "fairseq's formulation": lambda: forward_and_backward(fairseq_loss, leaf, target),
-        "F.cross_entropy": lambda: forward_and_backward(torch_loss, leaf, target),
-        "copy of the logits": lambda: copied.copy_(logits),
-    }
-
-
-# Matrices read or written. The other two make more passes than the work needs: a rate would flatter them.
-PASSES = {"pyseq": 3, "pyseq, forward only": 1, "copy of the logits": 2}
-
-
-def measure(rows: int, classes: int, dtype: torch.dtype, repeats: int) -> list[Figure]:
-    generator = torch.Generator().manual_seed(1)
-    logits = torch.randn(rows, classes, generator=generator).mul_(2).to(dtype)
-    target = torch.randint(classes, (rows,), generator=generator)
-    work = contenders(logits, target)
-    seconds: dict[str, list[float]] = {name: [] for name in work}
-    for turn in range(repeats + 1):
-        for name, run in work.items():
-            start = time.perf_counter()
-            run()
-            if turn > 0:
-                seconds[name].append(time.perf_counter() - start)
-    matrix = logits.numel() * logits.element_size()
-    figures = []
-    for name, times in seconds.items():
-        median = statistics.median(times)
-        rate = matrix * PASSES[name] / median / 1e9 if name in PASSES else None
-        speedup = statistics.median(theirs / ours for theirs, ours in zip(times, seconds["pyseq"]))
-        figures.append(Figure(rows, classes, str(dtype).removeprefix("torch."), name, median * 1e3, rate, speedup))
-    return figures
-
-
-def table(figures: list[Figure]) -> str:
-    lines = [f"{'logits':<24}{'work':<24}{'ms':>8}{'GB/s':>8}{'pyseq is faster by':>20}"]
-    for figure in figures:
-        case = f"{figure.rows} x {figure.classes} {figure.dtype}"
-        rate = "" if figure.gigabytes_per_second is None else f"{figure.gigabytes_per_second:.1f}"
-        lines.append(f"{case:<24}{figure.work:<24}{figure.milliseconds:>8.1f}{rate:>8}{figure.speedup:>20.2f}")
-    return "\n".join(lines)
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--keep-memory", action="store_true")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args(argv)
-    if args.keep_memory and not KEEP_MEMORY.items() <= os.environ.items():
-        # glibc reads these when a process starts.
-        arguments = sys.argv[1:] if argv is None else argv
-        os.execve(
-            sys.executable, [sys.executable, "-m", "benchmarks.ops.cross_entropy", *arguments], os.environ | KEEP_MEMORY
-        )
-    torch.set_num_threads(args.threads)
-    figures = [figure for case in CASES for figure in measure(*case, args.repeats)]
-    print(ops.report())
-    print(f"large blocks are {'kept' if args.keep_memory else 'mapped anew'} by malloc\n")
-    print(table(figures))
-    if args.json:
-        machine = {"machine": platform.processor() or platform.machine(), "threads": args.threads}
-        settings = machine | {"torch": torch.__version__, "keep_memory": args.keep_memory}
-        args.json.write_text(
-            json.dumps(settings | {"figures": [asdict(figure) for figure in figures]}, indent=1) + "\n"
-        )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

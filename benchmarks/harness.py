@@ -1,0 +1,235 @@
+"""What a benchmark case is, and how it is run.
+
+A case builds its inputs once and offers sides: ways to do the same work, ours first. All of them are run once and what
+they computed is compared; a side that computes something else is an error, not a row. Then they are timed in turn,
+A B C, C B A, A B C, ..., so that whatever else the machine does slows them alike; figures are medians of ratios
+within a turn. Yardsticks (a copy, a matrix product) run in the same turns: shares of the machine's ceilings compare
+times that lie next to each other.
+
+A side's ``prepare`` runs before each run and is not timed: it restores inputs that the run changes. The caches are
+emptied after it, unless the case says that real life finds them warm.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from benchmarks import memory
+from benchmarks.timing import Timer, make_timer
+
+Outcome = Mapping[str, Tensor]
+Ceiling = Literal["bandwidth", "matrix"]
+# glibc's malloc: "system" as it comes, where every large block is mapped and page-faults anew; "keep" as pyseq-train
+# sets it up (pyseq.training.allocator).
+Allocator = Literal["keep", "system"]
+MINIMUM_TURNS = 5
+
+
+class Unavailable(Exception):
+    """Why a case or a side cannot run here: a package, an operation, a device or memory is missing."""
+
+
+class Mismatch(Exception):
+    """Two sides of a case do not compute the same thing."""
+
+
+def nothing() -> None:
+    pass
+
+
+@dataclass
+class Side:
+    """One way to do the work of a case."""
+
+    name: str
+    run: Callable[[], Any]  # what is timed
+    prepare: Callable[[], Any] = nothing  # before every run, untimed
+    outcome: Callable[[], Outcome] | None = None  # does the work and returns what it computed; a yardstick has none
+    bytes: int | None = None  # that the work cannot do without moving, reads plus writes
+    flops: int | None = None
+    ceiling: Ceiling | None = None  # this side is the measure of what the machine can do
+    graph: bool = True  # on CUDA, also time it replayed from a graph
+
+
+@dataclass
+class Work:
+    """A case with its inputs built."""
+
+    config: dict[str, Any]  # sizes and options, as a reader of the JSON wants them
+    sides: list[Side]  # ours first
+    bound: float | Mapping[str, float]  # largest |a - b| / |b| (2-norms), of every outcome or by its name
+    reference: str | None = None  # the side that the others are compared with (default: the second with an outcome)
+    skipped: dict[str, str] = field(default_factory=dict)  # sides that cannot run here, and why
+    memory: bool = False  # measure the peak extra memory of each side
+    cold: bool = True  # empty the caches before each run
+
+    def add(self, name: str, make: Callable[[], Side]) -> None:
+        """Add a side that may not be there on this machine."""
+        try:
+            self.sides.append(make())
+        except (Unavailable, ImportError) as error:
+            self.skipped[name] = str(error)
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str  # "operation/variant"
+    build: Callable[[torch.device, bool], Work]  # device, quick: sizes for a smoke run
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    allocator: Allocator = "keep"
+
+    def matches(self, patterns: list[str]) -> bool:
+        """Whether a pattern is in the name, or matches all of it where it has a wildcard. No pattern matches all."""
+        return not patterns or any(p in self.name or fnmatch(self.name, p) for p in patterns)
+
+
+def select(cases: list[Case], patterns: list[str], device_type: str) -> list[Case]:
+    return [case for case in cases if device_type in case.devices and case.matches(patterns)]
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """|found - expected| / |expected| in 2-norms; nan where they differ in shape or a nan is in either."""
+    if found.shape != expected.shape:
+        return float("nan")
+    expected = expected.detach().double()
+    difference = (found.detach().double() - expected).norm()
+    if difference == 0.0:
+        return 0.0
+    return float(difference / expected.norm())
+
+
+def check(work: Work) -> list[dict[str, Any]]:
+    """Run each side once and compare what it computed with the reference side's.
+
+    Returns:
+        A row for each comparison: side, reference, quantity, error, bound.
+
+    Raises:
+        Mismatch: an error is over its bound, or a side has not computed a quantity that the reference has.
+    """
+    compared = [side for side in work.sides if side.outcome is not None]
+    if len(compared) < 2:
+        return []
+    named = [side for side in compared if side.name == work.reference]
+    reference = named[0] if named else compared[1]
+    expected = _outcome(reference)
+    rows = []
+    for side in compared:
+        if side is reference:
+            continue
+        found = _outcome(side)
+        for quantity, value in expected.items():
+            if quantity not in found:
+                raise Mismatch(f"'{side.name}' has no {quantity}, which '{reference.name}' has")
+            bound = work.bound[quantity] if isinstance(work.bound, Mapping) else work.bound
+            error = relative_error(found[quantity], value)
+            if not error <= bound:  # nan is over every bound
+                raise Mismatch(
+                    f"{quantity} of '{side.name}' differs from that of '{reference.name}': relative error "
+                    f"{error:.3g}, and {bound:.3g} is the bound"
+                )
+            rows.append(
+                {"side": side.name, "reference": reference.name, "quantity": quantity, "error": error, "bound": bound}
+            )
+    return rows
+
+
+def _outcome(side: Side) -> Outcome:
+    assert side.outcome is not None
+    side.prepare()
+    return {name: tensor.detach().clone() for name, tensor in side.outcome().items()}
+
+
+def interleave(
+    sides: list[Side], timer: Timer, turns: int, seconds: float, on_turn: Callable[[int, int], None]
+) -> dict[str, list[dict[str, float]]]:
+    """Time every side once a turn, in alternating order, after one turn that is not counted.
+
+    Args:
+        turns: at most so many.
+        seconds: no turn begins after so long, once there are MINIMUM_TURNS.
+        on_turn: called with (turns done, turns planned).
+
+    Returns:
+        A list of samples a side, as long as there were turns; a sample is what ``timer.measure`` gives.
+    """
+    samples: dict[str, list[dict[str, float]]] = {side.name: [] for side in sides}
+    begin = time.perf_counter()
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for turn in range(turns + 1):
+            for side in sides if turn % 2 == 0 else reversed(sides):
+                sample = timer.measure(side.name, side.prepare, side.run)
+                if turn > 0:
+                    samples[side.name].append(sample)
+            gc.collect()
+            on_turn(turn, turns)
+            if turn >= min(MINIMUM_TURNS, turns) and time.perf_counter() - begin > seconds:
+                break
+    finally:
+        if collecting:
+            gc.enable()
+    return samples
+
+
+def run_case(
+    case: Case,
+    device: torch.device,
+    *,
+    quick: bool = False,
+    turns: int = 15,
+    seconds: float = 30.0,
+    on_turn: Callable[[int, int], None] = lambda done, planned: None,
+) -> dict[str, Any]:
+    """Build, check and time a case.
+
+    Returns:
+        What the JSON of a run keeps of it: name, config, comparisons, and for each side its samples.
+
+    Raises:
+        Unavailable: it cannot run here.
+        Mismatch: its sides do not compute the same.
+    """
+    begin = time.perf_counter()
+    work = case.build(device, quick)
+    if len({side.name for side in work.sides}) < len(work.sides):
+        raise ValueError(f"{case.name}: two sides have the same name")
+    checks = check(work)
+    timer = make_timer(device, work.cold)
+    skipped = dict(work.skipped)
+    for side in work.sides:
+        if side.graph and (why := timer.capture(side.name, side.prepare, side.run)):
+            skipped[f"{side.name}, from a graph"] = why
+    samples = interleave(work.sides, timer, turns, seconds, on_turn)
+    peaks = {side.name: memory.peak(side.prepare, side.run, device) for side in work.sides if work.memory}
+    sides = [
+        {
+            "name": side.name,
+            "bytes": side.bytes,
+            "flops": side.flops,
+            "ceiling": side.ceiling,
+            "memory": peaks.get(side.name),
+            **{key: [sample[key] for sample in samples[side.name]] for key in samples[side.name][0]},
+        }
+        for side in work.sides
+    ]
+    return {
+        "name": case.name,
+        "device": device.type,
+        "config": work.config,
+        "cold": work.cold,
+        "allocator": case.allocator,
+        "elapsed": time.perf_counter() - begin,
+        "checks": checks,
+        "skipped": skipped,
+        "sides": sides,
+    }
