@@ -123,7 +123,6 @@ def test_no_value_is_read_on_the_host():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_the_gpu_as_on_the_cpu_and_without_waiting_for_it():
     on_cpu = with_grads()
     on_gpu = [nn.Parameter(p.detach().cuda()) for p in on_cpu]
