@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -158,23 +158,30 @@ def adam_(
         ValueError: lengths, shapes, devices or options do not fit.
     """
     rule = Rule(beta1, beta2, eps, weight_decay, decoupled, eps_mode, maximize, zero_grads, seed)
-    columns = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, _only(masters, remainders))
+    columns = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, _extras(masters, remainders))
     _check_rule(rule)
     scalars = _scalars(step, lr, factor, grad_scale, found_inf)
+    if params and params[0].device != step.device:
+        raise ValueError(f"step is on {step.device}, params[0] on {params[0].device}")
     chosen = dispatch.choose("adam", step.device.type, params[0].dtype if params else torch.float32)
     if chosen == "torch":
         check_columns(columns)
         reference(columns, rule, scalars)
-        return
-    plan = AdamPlan() if plan is None else plan
+    elif torch.compiler.is_compiling():
+        _call_operator(columns, rule, scalars)
+    else:
+        _update(KERNELS[chosen], AdamPlan() if plan is None else plan, columns, rule, scalars)
+        # Autograd has to know that what it may have saved has changed.
+        torch.autograd.graph.increment_version(params)
+
+
+def _update(kernel: type[Kernel], plan: AdamPlan, columns: Columns, rule: Rule, scalars: Scalars) -> None:
     copies = plan.update(columns)
-    if params and plan.device != step.device:
-        raise ValueError(f"step is on {step.device}, params[0] on {plan.device}")
-    KERNELS[chosen].update(plan, rule, scalars)
+    kernel.update(plan, rule, scalars)
     for place, tensor, copy in copies:
         if place != GRADS:
             tensor.copy_(copy)
-        elif zero_grads:
+        elif rule.zero_grads:
             tensor.zero_()
 
 
@@ -254,9 +261,12 @@ def round_stochastically(value: Tensor, random: Tensor) -> Tensor:
     return (bits >> 16).to(torch.int16).view(torch.bfloat16).to(value.dtype)
 
 
-def _only(masters: Sequence[Tensor] | None, remainders: Sequence[Tensor] | None) -> Sequence[Tensor] | None:
+def _extras(masters: Sequence[Tensor] | None, remainders: Sequence[Tensor] | None) -> Sequence[Tensor] | None:
     if masters is not None and remainders is not None:
         raise ValueError("masters and remainders are two ways to keep the same bits: give one of them")
+    for name, tensors, dtype in (("masters", masters, torch.float32), ("remainders", remainders, torch.int16)):
+        if tensors and tensors[0].dtype != dtype:
+            raise TypeError(f"{name} must be {dtype}, not {tensors[0].dtype}")
     return masters if remainders is None else remainders
 
 
@@ -291,3 +301,38 @@ def _scalar(name: str, value: Tensor, device: torch.device) -> Tensor:
     if value.numel() != 1:
         raise ValueError(f"{name} must have one element, not shape {tuple(value.shape)}")
     return value.detach().to(device, torch.float32, non_blocking=True).reshape(())
+
+
+# The same for torch.compile, which needs an operator that it can see. Lists that are absent are empty.
+_library = torch.library.Library("pyseq", "FRAGMENT")
+_library.define(
+    "adam_(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, "
+    "Tensor(e!)[] max_exp_avg_sqs, Tensor(f!)[] extras, Tensor(g!) step, Tensor? lr_tensor, float lr, Tensor? factor, "
+    "Tensor? grad_scale, Tensor? found_inf, float beta1, float beta2, float eps, float weight_decay, bool decoupled, "
+    "str eps_mode, bool maximize, bool zero_grads, int seed) -> ()"
+)
+
+
+def _call_operator(columns: Columns, rule: Rule, scalars: Scalars) -> None:
+    lists = [[] if column is None else list(column) for column in columns]
+    lr = (scalars.lr, 0.0) if isinstance(scalars.lr, Tensor) else (None, scalars.lr)
+    torch.ops.pyseq.adam_(*lists, scalars.step, *lr, *scalars[2:], *rule)
+
+
+def _operator(*arguments: Any) -> None:
+    lists, (step, lr_tensor, lr, *others), rule = arguments[:6], arguments[6:12], Rule(*arguments[12:])
+    columns = [column if place < 4 or column else None for place, column in enumerate(lists)]
+    scalars = Scalars(step, lr if lr_tensor is None else lr_tensor, *others)
+    chosen = dispatch.choose("adam", step.device.type, lists[0][0].dtype if lists[0] else torch.float32)
+    if chosen == "torch":
+        reference(columns, rule, scalars)
+    else:
+        _update(KERNELS[chosen], AdamPlan(), columns, rule, scalars)
+
+
+_library.impl("adam_", _operator, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("pyseq::adam_", lib=_library)
+def _(*arguments: Any) -> None:
+    return None
