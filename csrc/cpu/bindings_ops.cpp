@@ -15,6 +15,9 @@ void bind_grad_norm(py::module_& m);      // bindings_grad_norm.cpp
 void bind_segments(py::module_& m);       // bindings_segments.cpp
 void bind_dropout(py::module_& m);        // bindings_dropout.cpp
 void bind_layer_norm(py::module_& m);     // bindings_layer_norm.cpp
+void bind_dropout(py::module_& m);        // bindings_dropout.cpp
+void bind_grad_norm(py::module_& m);      // bindings_grad_norm.cpp
+void bind_segments(py::module_& m);       // bindings_segments.cpp
 
 namespace {
 
@@ -58,4 +61,7 @@ void bind_ops(py::module_& m) {
   bind_segments(m);
   bind_dropout(m);
   bind_layer_norm(m);
+  bind_dropout(m);
+  bind_grad_norm(m);
+  bind_segments(m);
 }

@@ -55,6 +55,22 @@ bool TensorReader::read(PyObject* object, TensorView* view) const {
   return true;
 }
 
+void TensorReader::prefetch(PyObject* const* items, int64_t i, int64_t count) const {
+  constexpr int64_t far = 12, near = 6;
+  if (i + far < count) {
+    __builtin_prefetch(items[i + far]);
+  }
+  if (i + near < count && Py_TYPE(items[i + near])->tp_basicsize >= 4 * static_cast<Py_ssize_t>(sizeof(void*))) {
+    // The words behind the header: one of them leads to the tensor. A wrong address does no harm.
+    const char* const* words = reinterpret_cast<const char* const*>(items[i + near]);
+    for (int word = 2; word < 4; ++word) {
+      for (int line = 0; line < 4; ++line) {
+        __builtin_prefetch(words[word] + 64 * line);
+      }
+    }
+  }
+}
+
 bool is_dense(const TensorView& view) {
   constexpr int most = 16;
   int order[most];  // the dimensions with more than one element, by stride

@@ -52,6 +52,7 @@ class AdamTable {
       return false;
     }
     rows_.reserve(static_cast<size_t>(params.count));
+    count_ = params.count;
     for (int64_t i = 0; i < params.count; ++i) {
       if (!read_row(i)) {
         return false;
@@ -94,6 +95,7 @@ class AdamTable {
     auto* addresses = reinterpret_cast<uintptr_t*>(&row);
     for (Column& column : columns_) {
       TensorView& here = column.place == 0 ? param : view;
+      TensorReader::get().prefetch(column.items, i, count_);
       if (!TensorReader::get().read(column.items[i], &here) || !fits(column, here, i == 0)) {
         return false;
       }
@@ -127,6 +129,7 @@ class AdamTable {
     return type == column.type && type != TensorType::other && same_device(view, device_);
   }
 
+  int64_t count_ = 0;  // tensors in each list
   std::vector<Column> columns_;
   TensorType types_[columns_of_table] = {TensorType::other, TensorType::other, TensorType::other,
                                          TensorType::other, TensorType::other, TensorType::other};
@@ -164,6 +167,7 @@ py::object norm_table(const py::handle& tensors, uintptr_t out) {
   TensorView first{}, view;
   int types = 0;  // a bit for each that is there
   for (int64_t i = 0; i < items.count; ++i) {
+    reader.prefetch(items.items, i, items.count);
     if (!reader.read(items.items[i], &view) || !is_dense(view)) {
       return py::none();
     }

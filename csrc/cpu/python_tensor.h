@@ -71,6 +71,10 @@ class TensorReader {
   // False for what is not a plain torch.Tensor or Parameter with memory of its own. The view is good while the tensor is.
   bool read(PyObject* object, TensorView* view) const;
 
+  // Begins to load what read() will need of items[i + some]. Objects that nothing has touched since the last step are not
+  // in the cache, and their loads would wait for each other.
+  void prefetch(PyObject* const* items, int64_t i, int64_t count) const;
+
  private:
   TensorReader();
 

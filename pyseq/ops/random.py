@@ -12,7 +12,7 @@ from torch import Tensor
 
 _MASK = 0xFFFFFFFF
 _ROUNDS = 10
-_TILE = 128  # halves: 16 blocks of 4 words
+_TILE = 64  # 16 blocks of 4 words
 
 
 def draw_seed(device: torch.device) -> Tensor:
@@ -24,17 +24,33 @@ def draw_seed(device: torch.device) -> Tensor:
 
 
 def random_halves(seed: Tensor, count: int) -> Tensor:
-    """The first ``count`` 16-bit numbers of a seed's stream: int64 [count], in plain torch.
+    """The first ``count`` 16-bit numbers of a seed's stream 0: int64 [count], in plain torch.
 
     Args:
         seed: int64 [1].
     """
-    tiles = -(-count // _TILE)
-    block = torch.arange(tiles * 16, device=seed.device)
-    zero = torch.zeros_like(block)
-    words = _philox([block & _MASK, block >> 32, zero, zero], seed & _MASK, (seed >> 32) & _MASK)
-    stream = torch.stack(words, dim=1).view(tiles, 16, 4).transpose(1, 2).reshape(-1)
-    return torch.stack([stream & 0xFFFF, stream >> 16], dim=1).view(-1)[:count]
+    words = random_words(seed, torch.zeros_like(seed), -(-count // 2))
+    return torch.stack([words & 0xFFFF, words >> 16], dim=1).view(-1)[:count]
+
+
+def random_words(seed: Tensor, number: Tensor, count: int) -> Tensor:
+    """The first ``count`` 32-bit numbers of stream ``number`` of a seed: int64 [count], in plain torch.
+
+    Args:
+        seed, number: int64 [1].
+    """
+    block = torch.arange(-(-count // _TILE) * 16, device=seed.device)
+    place = [_low(block), _high(block), _low(number).expand_as(block), _high(number).expand_as(block)]
+    words = _philox(place, _low(seed), _high(seed))
+    return torch.stack(words, dim=1).view(-1, 16, 4).transpose(1, 2).reshape(-1)[:count]
+
+
+def _low(number: Tensor) -> Tensor:
+    return number & _MASK
+
+
+def _high(number: Tensor) -> Tensor:
+    return (number >> 32) & _MASK
 
 
 def _philox(counter: list[Tensor], key0: Tensor, key1: Tensor) -> list[Tensor]:
