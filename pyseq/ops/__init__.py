@@ -5,7 +5,9 @@ from __future__ import annotations
 from pyseq.ops.cross_entropy import (
     CrossEntropyRows,
     CrossEntropySums,
+    Inplace,
     Reduction,
+    SmoothingForm,
     TargetOutOfRangeError,
     cross_entropy,
     cross_entropy_rows,
@@ -16,7 +18,9 @@ from pyseq.ops.dispatch import backend, report
 __all__ = [
     "CrossEntropyRows",
     "CrossEntropySums",
+    "Inplace",
     "Reduction",
+    "SmoothingForm",
     "TargetOutOfRangeError",
     "backend",
     "cross_entropy",
