@@ -87,17 +87,21 @@ def _forward_kernel(
     if ADD:
         values += tl.load(residual + start + column, mask=inside, other=0.0).to(tl.float32)
     if DROP or ADD:
-        tl.store(z + start + column, values.to(z.dtype.element_ty), mask=inside)
+        rounded = values.to(z.dtype.element_ty)
+        tl.store(z + start + column, rounded, mask=inside)
+        values = rounded.to(tl.float32)
     center = tl.sum(values) / cols
     distance = tl.where(inside, values - center, 0.0)
-    factor = 1.0 / tl.sqrt(tl.sum(distance * distance) / cols + eps)
+    rest = tl.sum(distance) / cols  # not 0: center is rounded
+    distance = tl.where(inside, distance - rest, 0.0)
+    factor = (1.0 / tl.sqrt((tl.sum(distance * distance) / cols).to(tl.float64) + eps)).to(tl.float32)
     result = distance * factor
     if WEIGHT:
         result *= tl.load(weight + column, mask=inside, other=0.0)
     if BIAS:
         result += tl.load(bias + column, mask=inside, other=0.0)
     tl.store(y + start + column, result.to(y.dtype.element_ty), mask=inside)
-    tl.store(mean + row, center)
+    tl.store(mean + row, center + rest)
     tl.store(rstd + row, factor)
 
 

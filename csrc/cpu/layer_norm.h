@@ -1,6 +1,6 @@
 // Layer normalisation (Ba et al. 2016) of rows, with dropout and a residual before it.
 //
-// For each row: z = dropout(x) + residual, y = (z - mean(z)) / sqrt(var(z) + eps) * weight + bias.
+// For each row: z = dropout(x) + residual, rounded to its dtype, and y = (z - mean(z)) / sqrt(var(z) + eps) * weight + bias.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,7 @@ struct LayerNormForward {
   const void* residual;  // or null
   double eps;
   void* y;
-  void* z;      // or null, to not keep it
+  void* z;      // or null where it is x
   float* mean;  // [rows]
   float* rstd;  // [rows]: 1 / sqrt(var + eps)
 };

@@ -1,6 +1,7 @@
 // Rows of layer normalisation in vectors; included once for each instruction set.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -44,25 +45,28 @@ static inline Vec only_first(Vec a, int count) {
   return load(lanes, count, 0.0f);
 }
 
-// Blocks of a row: short enough for fp32 sums and for the halves that dropout needs. Across blocks sums are fp64.
+// Blocks of a row. Sums are fp32 within a block and fp64 across blocks: the short ones are for sums that decide digits.
+static constexpr int64_t short_block = 16 * Vec::width;
+
 template <class Block>
-static inline void for_blocks(int64_t cols, const Block& block) {
-  for (int64_t begin = 0; begin < cols; begin += Halves::most) {
-    block(begin, cols - begin < Halves::most ? cols - begin : Halves::most);
+static inline void for_blocks(int64_t cols, int64_t size, const Block& block) {
+  for (int64_t begin = 0; begin < cols; begin += size) {
+    block(begin, cols - begin < size ? cols - begin : size);
   }
 }
 
-// z of a row into work; returns its sum.
+// z of a row, rounded to T, into work and where it is kept; returns its sum.
 template <class T>
 static double add_row(const LayerNormRows& shape, const LayerNormForward& data, int64_t row, Halves* halves,
                       float* work) {
   const int64_t start = row * shape.cols;
   const T* x = static_cast<const T*>(data.x) + start;
   const T* residual = data.residual ? static_cast<const T*>(data.residual) + start : nullptr;
+  T* kept = data.z ? static_cast<T*>(data.z) + start : nullptr;
   const bool drops = shape.dropout.limit >= 0;
   const Vec scale(shape.dropout.scale);
   double total = 0.0;
-  for_blocks(shape.cols, [&](int64_t begin, int64_t length) {
+  for_blocks(shape.cols, Halves::most, [&](int64_t begin, int64_t length) {
     const uint16_t* random = drops ? halves->of(shape.dropout.stream, start + begin, length) : nullptr;
     Vec sum(0.0f);
     for_vectors(length, [&](int64_t i, int count) {
@@ -73,7 +77,10 @@ static double add_row(const LayerNormRows& shape, const LayerNormForward& data, 
       if (residual) {
         z = z + load_some(residual + begin + i, count);
       }
-      z = only_first(z, count);
+      if (kept) {
+        store_some(kept + begin + i, z, count);
+        z = load_some(kept + begin + i, count);
+      }
       store_some(work + begin + i, z, count);
       sum = sum + z;
     });
@@ -82,16 +89,25 @@ static double add_row(const LayerNormRows& shape, const LayerNormForward& data, 
   return total;
 }
 
-static double squared_distances(const float* z, int64_t cols, float mean) {
-  const Vec center(mean);
-  double total = 0.0;
-  for_blocks(cols, [&](int64_t begin, int64_t length) {
-    Vec sum(0.0f);
+// Sums over a row of z - center and of its squares. The first is not 0: center is rounded, and so was the sum that it
+// comes from.
+struct Distances {
+  double sum;
+  double squares;
+};
+
+static Distances distances(const float* z, int64_t cols, float center) {
+  const Vec from(center);
+  Distances total = {0.0, 0.0};
+  for_blocks(cols, short_block, [&](int64_t begin, int64_t length) {
+    Vec sum(0.0f), squares(0.0f);
     for_vectors(length, [&](int64_t i, int count) {
-      const Vec d = only_first(load_some(z + begin + i, count) - center, count);
-      sum = fma(d, d, sum);
+      const Vec d = only_first(load_some(z + begin + i, count) - from, count);
+      sum = sum + d;
+      squares = fma(d, d, squares);
     });
-    total += reduce_add(sum);
+    total.sum += reduce_add(sum);
+    total.squares += reduce_add(squares);
   });
   return total;
 }
@@ -103,16 +119,17 @@ static void forward_rows(const LayerNormRows& shape, const LayerNormForward& dat
   const double cols = static_cast<double>(shape.cols);
   for (int64_t row = begin; row < end; ++row) {
     const float mean = static_cast<float>(add_row<T>(shape, data, row, &halves, work) / cols);
-    const double variance = squared_distances(work, shape.cols, mean) / cols;
+    const Distances apart = distances(work, shape.cols, mean);
+    const double rest = apart.sum / cols;  // the exact mean is mean + rest
+    const double variance = std::max(apart.squares / cols - rest * rest, 0.0);
     const float rstd = static_cast<float>(1.0 / std::sqrt(variance + data.eps));
-    data.mean[row] = mean;
+    data.mean[row] = static_cast<float>(mean + rest);
     data.rstd[row] = rstd;
-    const Vec center(mean), factor(rstd);
+    const Vec center(mean), factor(rstd), shift(static_cast<float>(-rest * rstd));
     T* y = static_cast<T*>(data.y) + row * shape.cols;
-    T* kept = data.z ? static_cast<T*>(data.z) + row * shape.cols : nullptr;
     for_vectors(shape.cols, [&](int64_t i, int count) {
       const Vec z = load_some(work + i, count);
-      Vec result = (z - center) * factor;
+      Vec result = fma(z - center, factor, shift);
       if (shape.weight) {
         result = result * load_some(shape.weight + i, count);
       }
@@ -120,9 +137,6 @@ static void forward_rows(const LayerNormRows& shape, const LayerNormForward& dat
         result = result + load_some(shape.bias + i, count);
       }
       store_some(y + i, result, count);
-      if (kept) {
-        store_some(kept + i, z, count);
-      }
     });
   }
 }
@@ -137,7 +151,7 @@ static RowMeans add_gradients(const LayerNormRows& shape, const T* grad_y, const
                               float* sums) {
   const Vec center(mean), factor(rstd);
   double gradient = 0.0, projection = 0.0;
-  for_blocks(shape.cols, [&](int64_t begin, int64_t length) {
+  for_blocks(shape.cols, short_block, [&](int64_t begin, int64_t length) {
     Vec first(0.0f), second(0.0f);
     for_vectors(length, [&](int64_t j, int count) {
       const int64_t i = begin + j;
@@ -172,7 +186,7 @@ static void backward_rows(const LayerNormRows& shape, const LayerNormBackward& d
     const float mean = data.mean[row], rstd = data.rstd[row];
     const RowMeans means = add_gradients(shape, grad_y, z, mean, rstd, sums);
     const Vec center(mean), factor(rstd), gradient(means.gradient), projection(means.projection);
-    for_blocks(shape.cols, [&](int64_t first, int64_t length) {
+    for_blocks(shape.cols, Halves::most, [&](int64_t first, int64_t length) {
       const uint16_t* random = drops && grad_x ? halves.of(shape.dropout.stream, start + first, length) : nullptr;
       for_vectors(length, [&](int64_t j, int count) {
         const int64_t i = first + j;

@@ -140,9 +140,7 @@ class _Dropout(torch.autograd.Function):
     """The way of eager calls: straight to the kernel, without the dispatcher of torch.library."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, residual: Tensor | None, p: float, seed: Tensor, kernel: type[Kernel]
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, residual: Tensor | None, p: float, seed: Tensor, kernel: type[Kernel]) -> Tensor:
         ctx.save_for_backward(seed)
         ctx.options = p, kernel
         return kernel.apply(x, residual, p, seed)

@@ -1,12 +1,12 @@
 """Layer normalisation (Ba et al. 2016) of the last dimension, with dropout and a residual before it::
 
-    z = dropout(x) + residual
+    z = dropout(x) + residual                                     rounded to the dtype of x
     y = (z - mean(z)) / sqrt(var(z) + eps) * weight + bias        var: the mean of squares, as in the paper
 
-A transformer's blocks end (post-norm) or begin (pre-norm) with it. Arithmetic is fp32 or better, and z is not rounded
-before it is normalised. The forward pass reads x and the residual and writes z and y, once each; the backward pass
-reads grad y and z and writes the gradients of x and the residual. Sums for the gradients of weight and bias are taken
-in a fixed order. Dropout draws as :func:`pyseq.ops.dropout` does.
+A transformer's blocks end (post-norm) or begin (pre-norm) with it. Arithmetic is fp32 or better. The forward pass reads
+x and the residual and writes z and y, once each; the backward pass reads grad y and z and writes the gradients of x and
+the residual. Sums for the gradients of weight and bias are taken in a fixed order. Dropout draws as
+:func:`pyseq.ops.dropout` does.
 """
 
 from __future__ import annotations
@@ -113,7 +113,12 @@ def layer_norm(
 
 
 def reference(
-    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, options: Options, seed: Tensor | None
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    options: Options,
+    seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """y and z in plain torch: what the kernels compute."""
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -122,9 +127,10 @@ def reference(
         z = dropout_reference(z, None, options.p, seed)
     if residual is not None:
         z = z + residual.to(wide)
+    z = z.to(x.dtype)
     weight, bias = (None if t is None else t.to(wide) for t in (weight, bias))
-    y = F.layer_norm(z, x.shape[-1:], weight, bias, options.eps)
-    return y.to(x.dtype), z.to(x.dtype)
+    y = F.layer_norm(z.to(wide), x.shape[-1:], weight, bias, options.eps)
+    return y.to(x.dtype), z
 
 
 def _check(
@@ -191,7 +197,7 @@ class Kernel:
 def _allocate(x: Tensor, keeps_z: bool) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     rows = x.shape[:-1].numel()
-    mean, rstd = x.new_empty(2, rows, dtype=torch.float32).unbind()
+    mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
     return y, torch.empty_like(y) if keeps_z else None, mean, rstd
 
 

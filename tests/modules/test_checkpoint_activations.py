@@ -5,12 +5,12 @@ import copy
 import torch
 from torch import nn
 
-from pyseq.modules import checkpoint_activations
+from pyseq.modules import Dropout, checkpoint_activations
 
 
 def test_same_numbers_from_fewer_kept_activations() -> None:
     torch.manual_seed(0)
-    plain = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 8))
+    plain = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), Dropout(0.5), nn.Linear(32, 8))
     less = checkpoint_activations(copy.deepcopy(plain))
     assert list(less.state_dict()) == list(plain.state_dict())
     x = torch.randn(4, 8)

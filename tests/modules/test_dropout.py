@@ -22,3 +22,20 @@ def test_nothing_happens_at_inference_unless_asked() -> None:
         assert dropout(x) is x
         dropout.make_generation_fast_(name="a.b", retain_dropout=True, retain_dropout_modules=modules)
         assert bool((dropout(x) == 0).any()) == stays
+
+
+def test_a_residual_is_added_in_the_memory_order_of_x() -> None:
+    x, residual = (torch.randn(3, 5, 8).transpose(0, 1) for _ in range(2))
+    dropout = Dropout(0.5)
+    torch.manual_seed(1)
+    apart = dropout(x) + residual
+    torch.manual_seed(1)
+    together = dropout(x, residual=residual)
+    assert torch.equal(apart, together) and together.transpose(0, 1).is_contiguous()
+    assert torch.equal(dropout.eval()(x, residual=residual), residual + x)
+
+
+def test_inplace_overwrites() -> None:
+    x = torch.ones(100)
+    y = Dropout(0.5)(x, inplace=True)
+    assert y is x and bool((x == 0).any())

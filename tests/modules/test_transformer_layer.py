@@ -204,3 +204,40 @@ def test_old_norm_names() -> None:
     assert "l.layer_norms.2.bias" in old
     layer.upgrade_state_dict_named(old, "l")
     assert old.keys() == new.keys() and all(old[k] is new[k] for k in new)
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+@pytest.mark.parametrize("cls", [TransformerEncoderLayer, TransformerDecoderLayer])
+def test_blocks_end_alike_in_one_pass_and_in_parts(cls, pre_norm: bool) -> None:
+    """A subclass that has a residual connection of its own gets its parts, and draws the same masks."""
+
+    class InParts(cls):
+        def residual_connection(self, x: Tensor, residual: Tensor) -> Tensor:
+            return x + residual
+
+    torch.manual_seed(0)
+    args = options(encoder_normalize_before=pre_norm, decoder_normalize_before=pre_norm, activation_dropout=0.2)
+    args.dropout = 0.3
+    fused = cls(args)
+    parts = InParts(args)
+    parts.load_state_dict(fused.state_dict())
+    results = []
+    for layer in (fused, parts):
+        torch.manual_seed(1)
+        x = torch.randn(T, B, C, requires_grad=True)
+        out = layer(x, None) if cls is TransformerEncoderLayer else layer(x, torch.ones(S, B, C))[0]
+        out.square().sum().backward()
+        results.append([out, x.grad, *(p.grad for p in layer.parameters())])
+    for one, other in zip(*results):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert torch.equal(fused.eval()(x, None)[0], parts.eval()(x, None)[0])
+
+
+def test_hooks_on_a_norm_see_what_it_returns() -> None:
+    args = options()
+    args.dropout = 0.3
+    layer = TransformerEncoderLayer(args)
+    seen = []
+    layer.final_layer_norm.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    out = layer(torch.randn(S, B, C), None)
+    assert len(seen) == 1 and seen[0] is out
