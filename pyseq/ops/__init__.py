@@ -5,7 +5,9 @@ from __future__ import annotations
 from pyseq.ops.cross_entropy import (
     CrossEntropyRows,
     CrossEntropySums,
+    Inplace,
     Reduction,
+    SmoothingForm,
     TargetOutOfRangeError,
     cross_entropy,
     cross_entropy_rows,
@@ -21,7 +23,9 @@ from pyseq.ops.linear_cross_entropy import (
 __all__ = [
     "CrossEntropyRows",
     "CrossEntropySums",
+    "Inplace",
     "Reduction",
+    "SmoothingForm",
     "TargetOutOfRangeError",
     "backend",
     "cross_entropy",
