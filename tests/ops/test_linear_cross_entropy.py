@@ -115,6 +115,16 @@ def test_fp16_means_do_not_vanish() -> None:
     assert relative_error(got, want) < 2e-3
 
 
+def test_rare_classes_do_not_vanish_in_fp16() -> None:
+    """With a loss scale, as every fp16 training has one, the gradients of improbable classes are numbers."""
+    features = torch.ones(4, 1, dtype=torch.float16, requires_grad=True)
+    weight = torch.tensor([0.0, -18.0, 1.0], dtype=torch.float16).view(3, 1).requires_grad_()
+    loss = ops.linear_cross_entropy(features, weight, torch.zeros(4).long(), reduction="sum") * 2.0**12
+    (got,) = torch.autograd.grad(loss, weight)
+    want = exact((features, weight, None, torch.zeros(4).long()), "sum")[2] * 2.0**12
+    torch.testing.assert_close(got.double(), want, rtol=2e-2, atol=0)
+
+
 @pytest.mark.parametrize("backend", ["cpp-avx512", "cpp-avx2", "cpp-portable", "triton"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_every_back_end(backend: str, dtype: torch.dtype) -> None:
