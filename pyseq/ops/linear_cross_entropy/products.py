@@ -2,15 +2,19 @@
 
 On the CPU, fp32 products with few rows are those of oneDNN, where torch has it: the library behind ``torch.mm`` copies
 all of W into an order of its own for each product, which takes as long as a product with 100 rows. The sum of g^T h
-over chunks stays with ``torch.mm``, which adds to its result in place.
+over chunks stays with ``torch.mm``, which adds to its result in place; where h and g have 16 bits and the sum has 32,
+torch does that in one operation on GPUs only.
 """
 
 from __future__ import annotations
+
+import functools
 
 import torch
 from torch import Tensor
 
 ONEDNN_MOST_ROWS = 512
+CACHED_PRODUCT_BYTES = 2 << 20
 
 
 def logits(chunk: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor | None) -> Tensor:
@@ -42,8 +46,16 @@ def add_weight_gradient(total: Tensor, gradient: Tensor, chunk: Tensor, first: b
     elif gradient.is_cuda and _adds_to_fp32():
         torch.addmm(total, gradient.t(), chunk, out_dtype=total.dtype, beta=0.0 if first else 1.0, out=total)
     else:
-        product = gradient.t() @ chunk
-        _ = total.copy_(product) if first else total.add_(product)
+        _add_blocks(total, gradient, chunk, first)
+
+
+def _add_blocks(total: Tensor, gradient: Tensor, chunk: Tensor, first: bool) -> None:
+    """The same by blocks of classes, whose 16-bit products are still in the cache when they are added."""
+    classes = max(CACHED_PRODUCT_BYTES // max(chunk.size(1) * chunk.element_size(), 1), 256)
+    for begin in range(0, len(total), classes):
+        product = gradient[:, begin : begin + classes].t() @ chunk
+        block = total[begin : begin + classes]
+        _ = block.copy_(product) if first else block.add_(product)
 
 
 def _onednn(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -55,6 +67,7 @@ def _onednn_works() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+@functools.cache
 def _adds_to_fp32() -> bool:
-    """Whether ``torch.addmm`` takes 16-bit factors and an fp32 sum on a GPU."""
-    return "out_dtype" in (torch.addmm.__doc__ or "")
+    """Whether ``torch.addmm`` takes 16-bit factors and an fp32 sum on a GPU: since torch 2.8."""
+    return hasattr(torch.ops.aten.addmm, "dtype_out")
