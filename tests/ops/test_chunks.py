@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyseq.ops.chunks import CPU_LEAST_ROWS, GPU_LEAST_ROWS, GPU_MOST_ROWS, GPU_TILE, chunk_rows
+from pyseq.ops.chunks import CPU_LEAST_ROWS, GPU_LEAST_ROWS, GPU_MOST_ROWS, chunk_rows
 
 GIB = 1 << 30
 
@@ -49,4 +49,4 @@ def test_every_size_gives_chunks_that_work(
         least = CPU_LEAST_ROWS * (2 if itemsize == 2 else 1)
         assert min(rows, least) <= chunk <= max(-(-rows // 21), 2 * least)
     else:
-        assert chunk >= min(rows, GPU_LEAST_ROWS) - GPU_TILE and chunk <= GPU_MOST_ROWS
+        assert min(rows, GPU_LEAST_ROWS) // 2 <= chunk <= GPU_MOST_ROWS
