@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -93,6 +93,28 @@ def logits_of(model: nn.Module, net_output: Any, sample: dict[str, Any]) -> Tens
     """
     get_logits = getattr(model, "get_logits", None)
     return None if get_logits is None else get_logits(net_output, sample)
+
+
+class LinearFeatures(NamedTuple):
+    """What a model returned with ``features_only``, and the output layer that the criterion applies to it."""
+
+    features: Tensor  # [B x T x C]
+    weight: Tensor  # [V x C]
+    bias: Tensor | None  # [V]
+
+    def arguments(self, target: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]:
+        """Positional and keyword arguments of the operations, for [B x T] targets."""
+        rows = self.features.reshape(-1, self.features.size(-1))
+        return (rows, self.weight, target.reshape(-1)), {"linear_bias": self.bias}
+
+
+def linear_features_of(model: nn.Module, sample: dict[str, Any]) -> LinearFeatures | None:
+    """Call the model without its output layer, if it says by ``linear_output()`` that it can do without; else None."""
+    offered = getattr(model, "linear_output", None)
+    output = None if offered is None else offered()
+    if output is None:
+        return None
+    return LinearFeatures(model(**sample["net_input"], features_only=True)[0], *output)
 
 
 def sample_size_of(sample: dict[str, Any], sentence_avg: bool) -> Any:

@@ -14,12 +14,14 @@ from pyseq.criterions import register_criterion
 from pyseq.criterions.criterion import (
     Criterion,
     Logging,
+    linear_features_of,
     log_bits,
     log_perplexity,
     logits_of,
     sample_size_of,
     total,
 )
+from pyseq.models.linear_output import inherits
 
 
 @dataclass
@@ -34,8 +36,13 @@ class CrossEntropyCriterion(Criterion):
         self.sentence_avg = sentence_avg
 
     def forward(self, model: nn.Module, sample: dict[str, Any], reduce: bool = True) -> tuple[Tensor, Any, Logging]:
-        net_output = model(**sample["net_input"])
-        loss, _ = self.compute_loss(model, net_output, sample, reduce=reduce)
+        linear = linear_features_of(model, sample) if inherits(self, CrossEntropyCriterion, "compute_loss") else None
+        if linear is None:
+            loss, _ = self.compute_loss(model, model(**sample["net_input"]), sample, reduce=reduce)
+        else:
+            arguments, bias = linear.arguments(sample["target"])
+            reduction: ops.Reduction = "sum" if reduce else "none"
+            loss = ops.linear_cross_entropy(*arguments, **bias, ignore_index=self.padding_idx, reduction=reduction)
         sample_size = sample_size_of(sample, self.sentence_avg)
         logging_output = {
             "loss": loss.detach(),

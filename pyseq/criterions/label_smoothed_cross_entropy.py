@@ -14,7 +14,9 @@ from pyseq.config import II, ConfigGroup
 from pyseq.criterions import register_criterion
 from pyseq.criterions.criterion import (
     Criterion,
+    LinearFeatures,
     Logging,
+    linear_features_of,
     log_bits,
     log_perplexity,
     logits_of,
@@ -23,6 +25,7 @@ from pyseq.criterions.criterion import (
 )
 from pyseq.errors import ConfigError
 from pyseq.metrics.meters import to_number
+from pyseq.models.linear_output import inherits
 
 
 @dataclass
@@ -86,8 +89,12 @@ class LabelSmoothedCrossEntropyCriterion(Criterion):
         self._counted: tuple[weakref.ref[Tensor], Tensor] | None = None  # logits and how many of their rows are right
 
     def forward(self, model: nn.Module, sample: dict[str, Any], reduce: bool = True) -> tuple[Tensor, Any, Logging]:
-        net_output = model(**sample["net_input"])
-        loss, nll_loss = self.compute_loss(model, net_output, sample, reduce=reduce)
+        linear = self._linear_features(model, sample)
+        if linear is None:
+            net_output = model(**sample["net_input"])
+            loss, nll_loss = self.compute_loss(model, net_output, sample, reduce=reduce)
+        else:
+            loss, nll_loss, n_correct = self._linear_loss(linear, sample["target"], reduce)
         sample_size = sample_size_of(sample, self.sentence_avg)
         logging_output = {
             "loss": loss.detach(),
@@ -96,8 +103,11 @@ class LabelSmoothedCrossEntropyCriterion(Criterion):
             "nsentences": sample["target"].size(0),
             "sample_size": sample_size,
         }
-        if self.report_accuracy:
+        if self.report_accuracy and linear is None:
             logging_output["n_correct"], logging_output["total"] = self.compute_accuracy(model, net_output, sample)
+        elif self.report_accuracy:
+            counts = self._without_prefix(sample["target"]).ne(self.padding_idx)
+            logging_output["n_correct"], logging_output["total"] = n_correct, counts.sum()
         return loss, sample_size, logging_output
 
     def compute_loss(
@@ -117,8 +127,7 @@ class LabelSmoothedCrossEntropyCriterion(Criterion):
                 self._counted = weakref.ref(logits), sums.n_correct
             return sums.loss, sums.nll_loss
         rows = ops.cross_entropy_rows(*arguments, **options)
-        loss, nll = (part.view(target.shape)[:, self.ignore_prefix_size :] for part in (rows.loss, rows.nll_loss))
-        return loss.reshape(-1, 1), nll.reshape(-1, 1)
+        return self._column(rows.loss, target), self._column(rows.nll_loss, target)
 
     def get_lprobs_and_target(self, model: Any, net_output: Any, sample: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Log-probabilities [N x V] and targets [N], without the prefix that is left out."""
@@ -147,6 +156,26 @@ class LabelSmoothedCrossEntropyCriterion(Criterion):
         if type(self).get_lprobs_and_target is not LabelSmoothedCrossEntropyCriterion.get_lprobs_and_target:
             return None
         return logits_of(model, net_output, sample)
+
+    def _linear_features(self, model: nn.Module, sample: dict[str, Any]) -> LinearFeatures | None:
+        """What the model has before its output layer, unless a subclass has a use for what comes after."""
+        own = "compute_loss", "get_lprobs_and_target", "compute_accuracy"
+        return linear_features_of(model, sample) if inherits(self, LabelSmoothedCrossEntropyCriterion, *own) else None
+
+    def _linear_loss(self, linear: LinearFeatures, target: Tensor, reduce: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss and the nll as :meth:`compute_loss` has them, and how many targets have the largest logit."""
+        target = self._without_prefix(target)
+        arguments, options = linear.arguments(target)
+        options |= {"label_smoothing": self.eps, "ignore_index": self.padding_idx}
+        if reduce:
+            sums = ops.linear_cross_entropy_sums(*arguments, **options)
+            return sums.loss, sums.nll_loss, sums.n_correct
+        rows = ops.linear_cross_entropy_rows(*arguments, **options)
+        return self._column(rows.loss, target), self._column(rows.nll_loss, target), rows.correct.sum()
+
+    def _column(self, rows: Tensor, target: Tensor) -> Tensor:
+        """``rows`` of the positions [B x T] of ``target`` as [N x 1], without the prefix that is left out."""
+        return rows.view(target.shape)[:, self.ignore_prefix_size :].reshape(-1, 1)
 
     def _without_prefix(self, target: Tensor) -> Tensor:
         """``target`` [B x T] with padding in place of the first tokens, which costs less than a copy of the logits."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from pyseq import utils
+from pyseq.models.linear_output import LinearOutput
 
 if TYPE_CHECKING:
     from pyseq.data.dictionary import Dictionary
@@ -44,6 +45,10 @@ class Decoder(nn.Module):
     def output_layer(self, features: Tensor) -> Tensor:
         """Features [B x T x C] to logits [B x T x V]."""
         raise NotImplementedError
+
+    def linear_output(self) -> LinearOutput | None:
+        """Weight and bias of the output layer, if ``forward`` can leave it out: see ``BaseModel.linear_output``."""
+        return None
 
     def get_normalized_probs(
         self, net_output: tuple[Tensor, Any], log_probs: bool, sample: dict[str, Any] | None = None

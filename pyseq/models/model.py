@@ -13,6 +13,7 @@ from pyseq.config.flags import add_group_arguments
 from pyseq.errors import CheckpointError
 from pyseq.models.decoder import Decoder
 from pyseq.models.encoder import Encoder
+from pyseq.models.linear_output import LinearOutput, inherits, is_hooked
 from pyseq.models.state_dict import describe_misfit, prune_layers, upgrade_children
 from pyseq.registry import Optioned
 
@@ -76,6 +77,24 @@ class BaseModel(nn.Module, Optioned):
             return net_output if torch.is_tensor(net_output) else None
         plain = getattr(type(decoder), "get_normalized_probs", None) is Decoder.get_normalized_probs
         return net_output[0] if plain and decoder.adaptive_softmax is None else None
+
+    def linear_output(self) -> LinearOutput | None:
+        """Weight and bias of the output layer, if the model can do without it; else None, and the model has logits.
+
+        A model that gives them takes ``features_only=True`` in ``forward``, and then returns features [... x C] as the
+        first part of its output instead of logits. The logits are ``features @ weight.T + bias``, the probabilities
+        their plain softmax, and the targets those of the batch. A criterion can then multiply by the weight itself, a
+        few rows at a time. A plug-in with a ``forward`` of its own offers this by overriding the method.
+        """
+        return None
+
+    def _linear_output_of_decoder(self, base: type) -> LinearOutput | None:
+        """That of the decoder, if ``forward`` and what follows it are those of the class ``base``."""
+        kept = "forward", "output_layer", "get_normalized_probs", "get_logits", "get_targets"
+        if not inherits(self, base, *kept) or is_hooked(self):
+            return None
+        offered = getattr(self.decoder, "linear_output", None)
+        return None if offered is None else offered()
 
     def extract_features(self, *args: Any, **kwargs: Any) -> Any:
         """As ``forward``, without the output layer."""

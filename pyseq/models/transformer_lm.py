@@ -10,6 +10,7 @@ from torch import nn
 from pyseq.config import II
 from pyseq.config.groups import opt
 from pyseq.models import register_model
+from pyseq.models.linear_output import LinearOutput
 from pyseq.models.model import LanguageModel
 from pyseq.models.row import Row, defaults
 from pyseq.models.transformer import DEFAULT_MAX_TARGET_POSITIONS, TransformerDecoder
@@ -58,6 +59,9 @@ class TransformerLanguageModel(LanguageModel):
         cls, args: Any, dictionary: Dictionary, embed_dim: int, path: str | None = None
     ) -> nn.Embedding:
         return Embedding(len(dictionary), embed_dim, dictionary.pad())
+
+    def linear_output(self) -> LinearOutput | None:
+        return self._linear_output_of_decoder(TransformerLanguageModel)
 
 
 # Every architecture of its own name is pre-norm; `--arch transformer_lm` itself, which sets nothing, is post-norm.

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyseq.ops.chunks import CPU_LEAST_ROWS, GPU_LEAST_ROWS, GPU_MOST_ROWS, GPU_TILE, chunk_rows
+from pyseq.ops.chunks import CPU_LEAST_ROWS, GPU_LEAST_ROWS, GPU_MOST_ROWS, chunk_rows
 
 GIB = 1 << 30
 
@@ -21,6 +21,7 @@ def test_a_chunk_on_the_cpu_is_a_small_share(rows: int, classes: int) -> None:
 def test_few_rows_are_one_chunk(rows: int) -> None:
     for device in ("cpu", "cuda"):
         assert chunk_rows(rows, 128_256, 4, device, GIB) == rows
+    assert chunk_rows(2 * rows, 128_256, 2, "cpu") == 2 * rows
 
 
 def test_a_gpu_gets_chunks_that_fill_it() -> None:
@@ -45,7 +46,7 @@ def test_every_size_gives_chunks_that_work(
     chunk = chunk_rows(rows, classes, itemsize, device, device_bytes)
     assert 1 <= chunk <= max(rows, 1)
     if device == "cpu":
-        assert chunk >= min(rows, CPU_LEAST_ROWS)
-        assert chunk <= max(-(-rows // 21), 2 * CPU_LEAST_ROWS)
+        least = CPU_LEAST_ROWS * (2 if itemsize == 2 else 1)
+        assert min(rows, least) <= chunk <= max(-(-rows // 21), 2 * least)
     else:
-        assert chunk >= min(rows, GPU_LEAST_ROWS) - GPU_TILE and chunk <= GPU_MOST_ROWS
+        assert min(rows, GPU_LEAST_ROWS) // 2 <= chunk <= GPU_MOST_ROWS

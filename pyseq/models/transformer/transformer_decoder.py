@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyseq.models.incremental_decoder import IncrementalDecoder
+from pyseq.models.linear_output import LinearOutput, inherits, is_hooked, linear_output_of
 from pyseq.models.transformer.common import drop_idle_mask, layer_list
 from pyseq.modules import (
     Dropout,
@@ -248,6 +249,12 @@ class TransformerDecoder(IncrementalDecoder):
     def output_layer(self, features: Tensor) -> Tensor:
         """Features [B x T x C] to logits [B x T x V]."""
         return self.output_projection(features)
+
+    def linear_output(self) -> LinearOutput | None:
+        kept = "forward", "output_layer", "get_normalized_probs"
+        if not inherits(self, TransformerDecoder, *kept) or is_hooked(self) or self.adaptive_softmax is not None:
+            return None
+        return linear_output_of(self.output_projection)
 
     def max_positions(self) -> int:
         """The longest target, in tokens."""

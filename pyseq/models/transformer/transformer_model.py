@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pyseq.config.flags import add_group_arguments
 from pyseq.errors import ConfigError
 from pyseq.models import register_model
+from pyseq.models.linear_output import LinearOutput
 from pyseq.models.model import EncoderDecoderModel
 from pyseq.models.transformer.transformer_decoder import TransformerDecoder
 from pyseq.models.transformer.transformer_encoder import TransformerEncoder
@@ -115,6 +116,9 @@ class TransformerModel(EncoderDecoderModel):
             src_lengths=src_lengths,
             return_all_hiddens=return_all_hiddens,
         )
+
+    def linear_output(self) -> LinearOutput | None:
+        return self._linear_output_of_decoder(TransformerModel)
 
 
 def _check_shareable(cfg: TransformerConfig, source: Dictionary, target: Dictionary) -> None:

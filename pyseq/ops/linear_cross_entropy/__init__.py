@@ -24,10 +24,10 @@ from pyseq.ops.cross_entropy import (
     Options,
     Reduction,
     SmoothingForm,
-    normalizer,
 )
-from pyseq.ops.cross_entropy import _options as checked_options
+from pyseq.ops.cross_entropy import _divisor as divisor_of
 from pyseq.ops.cross_entropy import reference as reference_of_logits
+from pyseq.ops.cross_entropy.checks import check_options
 from pyseq.ops.cross_entropy.definition import out_of_range
 from pyseq.ops.linear_cross_entropy import library
 from pyseq.ops.linear_cross_entropy.autograd import Call, LinearCrossEntropy, Results, summed
@@ -106,7 +106,7 @@ def linear_cross_entropy(
         return _results(call, reduce=False)[0].view(target.shape)
     if reduction == "sum":
         return _results(call, reduce=True)[0]
-    count = normalizer(call.target, call.options.weight, ignored)
+    count = divisor_of(call.target, call.options.weight, ignored)
     scale = count.to(torch.promote_types(call.dtype, torch.float32)).reciprocal()
     if call.dtype != torch.float16:
         return _results(call._replace(scale=scale), reduce=True)[0]
@@ -186,7 +186,7 @@ def _prepare(
     chunk_rows: int | None,
 ) -> Call:
     _check(input, weight, bias, target, chunk_rows)
-    options = checked_options(weight.detach().t(), *rule)  # [..., V], as logits are
+    options = check_options(weight.detach().t(), *rule)  # [..., V], as logits are
     features = input.reshape(-1, input.size(-1)) if input.dim() != 2 else input
     dtype = _autocast_dtype(input)
     if chunk_rows is None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyseq.ops.cross_entropy import Kernel, Options
+from pyseq.ops.cross_entropy.autograd import total
 from pyseq.ops.linear_cross_entropy.run import NONE, Gradients, Problem, Wanted, run
 
 
@@ -31,7 +32,12 @@ class Call(NamedTuple):
         return Problem(features, weight, bias, self.target, self.options, self.ignore_index, self.chunk_rows)
 
     def row_weight(self) -> Tensor | float:
-        return 1.0 if self.scale is None else self.scale
+        """What the gradients of a sum are computed with; they are ``gain`` times too large."""
+        return self.gain() if self.scale is None else self.scale * self.gain()
+
+    def gain(self) -> float:
+        """A power of two. The probability of a rare class is 0 in fp16 long before a loss scale could save it."""
+        return 1024.0 if self.dtype == torch.float16 else 1.0
 
 
 Results = tuple[Tensor, Tensor, Tensor, Tensor]  # loss, nll, correct, z-loss
@@ -40,14 +46,8 @@ Results = tuple[Tensor, Tensor, Tensor, Tensor]  # loss, nll, correct, z-loss
 def summed(rows: Results, scale: Tensor | None) -> Results:
     """Sums of the results of rows, the first times ``scale``."""
     loss, nll, correct, z_loss = rows
-    total = loss.sum(dtype=torch.float64)
-    total = total if scale is None else total * scale
-    return (
-        total.to(loss.dtype),
-        nll.sum(dtype=torch.float64).to(nll.dtype),
-        correct.sum(),
-        z_loss.sum(dtype=torch.float64).to(z_loss.dtype),
-    )
+    weighted = total(loss) if scale is None else total(loss) * scale
+    return weighted, total(nll), correct.sum(), total(z_loss)
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -105,10 +105,11 @@ class _Gradients(torch.autograd.Function):
             return in_dtypes_of((input, weight, bias), grads)
         if ready is None:
             _, ready = run(call.problem(), kernel, call.row_weight(), wanted)
-        if grad_loss.device.type != "cpu" or grad_loss.item() != 1.0:
+        factor = grad_loss / call.gain()
+        if factor.device.type != "cpu" or factor.item() != 1.0:
             for grad in ready:
                 if grad is not None:
-                    grad.mul_(grad_loss)
+                    grad.mul_(factor)
         return in_dtypes_of((input, weight, bias), ready)
 
     @staticmethod

@@ -109,12 +109,14 @@ def _save_sums(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) ->
     ctx.wanted = inputs[_N_CALL:]
     gradients = [grad if want else None for grad, want in zip(output[4:], ctx.wanted, strict=True)]
     ctx.save_for_backward(*inputs[:3], *gradients)
+    ctx.gain = _call_of(inputs).gain()
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _sums_gradient(ctx: Any, grad_loss: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
     tensors, gradients = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
-    scaled = Gradients(*(None if grad is None else grad * grad_loss.to(grad.dtype) for grad in gradients))
+    factor = grad_loss / ctx.gain
+    scaled = Gradients(*(None if grad is None else grad * factor for grad in gradients))
     return *in_dtypes_of(tensors, scaled), *[None] * (_N_CALL - 3 + len(ctx.wanted))
 
 

@@ -1,35 +1,41 @@
 """The three matrix products of a chunk of rows h [R x D], weights W [V x D] and logits or their gradient g [R x V].
 
-On the CPU, fp32 products with few rows are those of oneDNN, where torch has it: the library behind ``torch.mm`` copies
-all of W into an order of its own for each product, which takes as long as a product with 100 rows. The sum of g^T h
-over chunks stays with ``torch.mm``, which adds to its result in place.
+On the CPU the library behind ``torch.mm`` copies all of W into an order of its own for each fp32 product, which takes
+as long as a product with 100 rows. So h W^T is made by blocks of W that stay in the cache, and g W is left to oneDNN
+where torch has it. The sum of g^T h over chunks is as fast as it should be, in place; where h and g have 16 bits and
+the sum has 32, torch does that in one operation on GPUs only.
 """
 
 from __future__ import annotations
+
+import functools
 
 import torch
 from torch import Tensor
 
 ONEDNN_MOST_ROWS = 512
+CACHED_WEIGHT_BYTES = 512 << 10
+CACHED_PRODUCT_BYTES = 2 << 20
 
 
-def logits(chunk: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor | None) -> Tensor:
-    """h W^T + b, in the first rows of ``buffer`` if there is one."""
-    if buffer is None:
-        return _onednn(chunk, weight, bias)
+def logits(chunk: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor) -> Tensor:
+    """h W^T + b, in the first rows of ``buffer``."""
     out = buffer[: len(chunk)]
-    return torch.mm(chunk, weight.t(), out=out) if bias is None else torch.addmm(bias, chunk, weight.t(), out=out)
-
-
-def makes_logits(chunk: Tensor) -> bool:
-    """Whether :func:`logits` of such a chunk needs no buffer."""
-    fits = chunk.device.type == "cpu" and chunk.dtype == torch.float32 and chunk.numel() > 0
-    return fits and len(chunk) <= ONEDNN_MOST_ROWS and _onednn_works()
+    classes = len(weight)
+    if chunk.device.type == "cpu" and chunk.dtype == torch.float32:
+        classes = max(CACHED_WEIGHT_BYTES // max(chunk.size(1) * chunk.element_size(), 1), 64)
+    for begin in range(0, len(weight), classes):
+        part = slice(begin, begin + classes)
+        if bias is None:
+            torch.mm(chunk, weight[part].t(), out=out[:, part])
+        else:
+            torch.addmm(bias[part], chunk, weight[part].t(), out=out[:, part])
+    return out
 
 
 def input_gradient(gradient: Tensor, weight: Tensor, out: Tensor) -> None:
     """g W, into ``out`` [R x D]."""
-    if makes_logits(gradient) and out.numel() > 0:
+    if _is_for_onednn(gradient) and out.numel() > 0:
         out.copy_(_onednn(gradient, weight.t(), None))
     else:
         torch.mm(gradient, weight, out=out)
@@ -42,8 +48,21 @@ def add_weight_gradient(total: Tensor, gradient: Tensor, chunk: Tensor, first: b
     elif gradient.is_cuda and _adds_to_fp32():
         torch.addmm(total, gradient.t(), chunk, out_dtype=total.dtype, beta=0.0 if first else 1.0, out=total)
     else:
-        product = gradient.t() @ chunk
-        _ = total.copy_(product) if first else total.add_(product)
+        _add_blocks(total, gradient, chunk, first)
+
+
+def _add_blocks(total: Tensor, gradient: Tensor, chunk: Tensor, first: bool) -> None:
+    """The same by blocks of classes, whose 16-bit products are still in the cache when they are added."""
+    classes = max(CACHED_PRODUCT_BYTES // max(chunk.size(1) * chunk.element_size(), 1), 256)
+    for begin in range(0, len(total), classes):
+        product = gradient[:, begin : begin + classes].t() @ chunk
+        block = total[begin : begin + classes]
+        _ = block.copy_(product) if first else block.add_(product)
+
+
+def _is_for_onednn(rows: Tensor) -> bool:
+    fits = rows.device.type == "cpu" and rows.dtype == torch.float32 and 0 < len(rows) <= ONEDNN_MOST_ROWS
+    return fits and rows.size(1) > 0 and _onednn_works()
 
 
 def _onednn(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -55,6 +74,7 @@ def _onednn_works() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+@functools.cache
 def _adds_to_fp32() -> bool:
-    """Whether ``torch.addmm`` takes 16-bit factors and an fp32 sum on a GPU."""
-    return "out_dtype" in (torch.addmm.__doc__ or "")
+    """Whether ``torch.addmm`` takes 16-bit factors and an fp32 sum on a GPU: since torch 2.8."""
+    return hasattr(torch.ops.aten.addmm, "dtype_out")

@@ -88,9 +88,7 @@ def _run(
 ) -> tuple[RowResults, Gradients]:
     features, weight, bias, target, options, ignore_index, chunk_rows = problem
     gradients = _allocate(problem, wanted)
-    buffer = None
-    if not products.makes_logits(features[:chunk_rows]):
-        buffer = features.new_empty(min(chunk_rows, len(target)), len(weight))
+    buffer = features.new_empty(min(chunk_rows, len(target)), len(weight))
     results = []
     for begin in range(0, len(target), chunk_rows):
         part = slice(begin, begin + chunk_rows)
@@ -107,7 +105,6 @@ def _run(
             products.add_weight_gradient(gradients.weight, logits, chunk, first=begin == 0)
         if gradients.bias is not None:
             gradients.bias.add_(logits.sum(dim=0, dtype=gradients.bias.dtype))
-        del logits  # its memory is the next chunk's
     return _joined(results, kernel, problem), gradients
 
 
