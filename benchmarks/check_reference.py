@@ -132,7 +132,7 @@ class Record:
             average(update)
 
         trainer.task.train_step = recorded_step
-        trainer.optimizer.clip_grad_norm = recorded_clip
+        trainer.optimizer.clip_grad_norm = recorded_clip  # type: ignore[method-assign, assignment]
         trainer.average_and_clip_gradients = recorded_average  # type: ignore[method-assign]
 
 
