@@ -210,8 +210,8 @@ class FusedAdam(torch.optim.Optimizer):
             seed=self.seed + number,
             plan=bucket.plan,
         )
-        # Kernels write through addresses; autograd has to be told, to refuse the backward of a forward from before.
-        torch.autograd.graph.increment_version(bucket.owners)
+        if bucket.sharded:  # autograd looks at the DTensors, and has been told of their local parts only
+            torch.autograd.graph.increment_version(bucket.owners)
 
     def _arrange(self) -> tuple[list[Bucket], list[Any]]:
         """The buckets of all parameters that have a gradient, and the gradients of all parameters (None included)."""
