@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 # Triton reads this when it is first imported. Without a GPU its kernels are interpreted.
@@ -16,6 +17,11 @@ if not os.path.exists("/dev/nvidiactl"):
 # A busy machine is no defect.
 settings.register_profile("pyseq", deadline=None)
 settings.load_profile("pyseq")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture(autouse=True)

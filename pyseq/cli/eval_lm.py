@@ -16,10 +16,10 @@ from torch import Tensor
 
 from pyseq import utils
 from pyseq.cli.evaluation import device_of, load_models
-from pyseq.cli.plugins import load_plugins, set_up_logging
+from pyseq.cli.options import read_options
 from pyseq.cli.run import run
-from pyseq.config.config import Config, config_from_args
-from pyseq.config.parser import get_eval_lm_parser, parse_args_and_arch
+from pyseq.config.config import Config
+from pyseq.config.parser import get_eval_lm_parser
 from pyseq.data.dictionary import Dictionary
 from pyseq.errors import ConfigError, DataError
 from pyseq.generation.beams import Hypothesis
@@ -42,13 +42,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float] | None:
     Raises:
         UserError: something in the options, the data or a checkpoint is wrong.
     """
-    load_plugins()
-    args = parse_args_and_arch(get_eval_lm_parser(), argv)
-    cfg = config_from_args(args)
-    if args.print_config:
-        print(cfg.to_yaml(args), end="")
+    options = read_options(get_eval_lm_parser, argv)
+    if options is None:
         return None
-    set_up_logging()
+    cfg, _ = options
     device = device_of(cfg)
     leave_room_for_context(cfg)
     task = setup_task(cfg.task)

@@ -17,10 +17,10 @@ from typing import Any, TextIO
 
 from pyseq import utils
 from pyseq.cli.evaluation import build_generator, device_of, hypothesis_text, load_models, text_codecs
-from pyseq.cli.plugins import load_plugins, set_up_logging
+from pyseq.cli.options import read_options
 from pyseq.cli.run import run
-from pyseq.config.config import Config, config_from_args
-from pyseq.config.parser import get_generation_parser, parse_args_and_arch
+from pyseq.config.config import Config
+from pyseq.config.parser import get_generation_parser
 from pyseq.data.post_process import post_process
 from pyseq.errors import ConfigError
 from pyseq.generation.text import HypothesisText
@@ -43,13 +43,10 @@ def main(argv: Sequence[str] | None = None) -> Any:
     Raises:
         UserError: something in the options, the data or a checkpoint is wrong.
     """
-    load_plugins()
-    args = parse_args_and_arch(get_generation_parser(), argv)
-    cfg = config_from_args(args)
-    if args.print_config:
-        print(cfg.to_yaml(args), end="")
+    options = read_options(get_generation_parser, argv)
+    if options is None:
         return None
-    set_up_logging()
+    cfg, _ = options
     return generate(cfg)
 
 

@@ -9,6 +9,7 @@ in the order of the input. See pyseq-generate for what they are.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import sys
 import time
@@ -19,10 +20,10 @@ from torch import Tensor
 
 from pyseq import utils
 from pyseq.cli.evaluation import build_generator, device_of, hypothesis_text, load_models, text_codecs
-from pyseq.cli.plugins import load_plugins, set_up_logging
+from pyseq.cli.options import read_options
 from pyseq.cli.run import run
-from pyseq.config.config import Config, config_from_args
-from pyseq.config.parser import get_generation_parser, parse_args_and_arch
+from pyseq.config.config import Config
+from pyseq.config.parser import get_generation_parser
 from pyseq.errors import ConfigError, DataError
 from pyseq.generation.beams import Hypothesis
 from pyseq.generation.text import HypothesisText
@@ -46,13 +47,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         UserError: something in the options, the input or a checkpoint is wrong.
     """
-    load_plugins()
-    args = parse_args_and_arch(get_generation_parser(interactive=True), argv)
-    cfg = config_from_args(args)
-    if args.print_config:
-        print(cfg.to_yaml(args), end="")
+    options = read_options(functools.partial(get_generation_parser, interactive=True), argv)
+    if options is None:
         return
-    set_up_logging()
+    cfg, _ = options
     check(cfg)
     start = time.perf_counter()
     translator = Translator(cfg)

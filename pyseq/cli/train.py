@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import torch
 
 from pyseq import metrics, utils
-from pyseq.cli.plugins import load_plugins, set_up_logging
+from pyseq.cli.options import read_options
 from pyseq.cli.run import EXIT_SIGNAL, run
-from pyseq.config.config import Config, config_from_args
-from pyseq.config.parser import get_training_parser, parse_args_and_arch
+from pyseq.config.config import Config
+from pyseq.config.parser import get_training_parser
 from pyseq.data.data_utils import check_unlisted_valid_subsets
 from pyseq.errors import ConfigError
 from pyseq.tasks import setup_task
@@ -40,13 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: something in the options, the data or a checkpoint is wrong.
         SystemExit: after saving, if the process was asked to stop by a signal (code 128 + its number).
     """
-    load_plugins()
-    args = parse_args_and_arch(get_training_parser(), argv)
-    cfg = config_from_args(args)
-    if args.print_config:
-        print(cfg.to_yaml(args), end="")
+    options = read_options(get_training_parser, argv)
+    if options is None:
         return
-    set_up_logging()
+    cfg, args = options
     check(cfg)
     keep_freed_memory()
     metrics.reset()

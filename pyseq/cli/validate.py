@@ -13,11 +13,10 @@ from collections.abc import Sequence
 import torch
 
 from pyseq import metrics, utils
-from pyseq.cli.plugins import load_plugins, set_up_logging
+from pyseq.cli.options import read_options
 from pyseq.cli.run import run
-from pyseq.config.config import config_from_args
 from pyseq.config.flags import literal_dict
-from pyseq.config.parser import get_validation_parser, parse_args_and_arch
+from pyseq.config.parser import Parser, get_validation_parser
 from pyseq.errors import ConfigError
 from pyseq.tasks import setup_task
 from pyseq.training.checkpoint import load_model_ensemble_and_task
@@ -35,15 +34,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         UserError: something in the options, the data or a checkpoint is wrong.
     """
-    load_plugins()
-    parser = get_validation_parser()
-    parser.add_argument("data", nargs="?", help="folder with the binarised data (default: the one trained on)")
-    args, given = parse_args_and_arch(parser, argv), list(sys.argv[1:] if argv is None else argv)
-    cfg = config_from_args(args)
-    if args.print_config:
-        print(cfg.to_yaml(args), end="")
+    options = read_options(validation_parser, argv)
+    if options is None:
         return
-    set_up_logging()
+    cfg, args = options
+    given = list(sys.argv[1:] if argv is None else argv)
     if not cfg.common_eval.path:
         raise ConfigError("--path is required: the checkpoint to validate")
     if cfg.dataset.max_tokens is None and cfg.dataset.batch_size is None:
@@ -78,6 +73,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 task.reduce_metrics([output], criterion)
                 progress.log(aggregator.get_smoothed_values(), step=i + 1)
         progress.print(aggregator.get_smoothed_values(), tag=subset, step=0)
+
+
+def validation_parser() -> Parser:
+    parser = get_validation_parser()
+    parser.add_argument("data", nargs="?", help="folder with the binarised data (default: the one trained on)")
+    return parser
 
 
 def cli_main() -> None:

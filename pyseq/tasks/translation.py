@@ -6,6 +6,7 @@ import argparse
 import itertools
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,35 +94,10 @@ def load_langpair_dataset(
     """
     if prepend_bos or append_source_id or prepend_bos_src is not None:
         raise ConfigError("prepend_bos and append_source_id are not carried yet")
-    sources: list[Any] = []
-    targets: list[Any] = []
-    for k in itertools.count():
-        prefix = pair_prefix(data_path, split + (str(k) if k > 0 else ""), src, tgt, dataset_impl)
-        if prefix is None:
-            if k == 0:
-                raise DataError(
-                    f"no '{split}' data for {src}-{tgt} in {data_path}: expected {split}.{src}-{tgt}.{src}.bin. "
-                    "Make it with pyseq-preprocess, or give the split it is called by."
-                )
-            break
-        source = data_utils.load_indexed_dataset(prefix + src, src_dict, dataset_impl)
-        if truncate_source:
-            source = AppendTokenDataset(
-                TruncateDataset(StripTokenDataset(source, src_dict.eos()), max_source_positions - 1), src_dict.eos()
-            )
-        sources.append(source)
-        target = data_utils.load_indexed_dataset(prefix + tgt, tgt_dict, dataset_impl)
-        if target is not None:
-            targets.append(target)
-        logger.info("%s %s %s-%s %d examples", data_path, split + (str(k) if k > 0 else ""), src, tgt, len(source))
-        if not combine:
-            break
-    if targets and len(sources) != len(targets):
-        raise DataError(f"{data_path}: some of the '{split}' sets have a target side, others do not")
-    ratios = [1] * len(sources)
-    ratios[0] = upsample_primary if upsample_primary > 0 else 1
-    source = sources[0] if len(sources) == 1 else ConcatDataset(sources, ratios)
-    target = None if not targets else targets[0] if len(targets) == 1 else ConcatDataset(targets, ratios)
+    limit = max_source_positions if truncate_source else None
+    sources, targets = load_sides(data_path, split, src, src_dict, tgt, tgt_dict, combine, dataset_impl, limit)
+    source = joined(sources, upsample_primary)
+    target = joined(targets, upsample_primary) if targets else None
     if target is not None and len(source) != len(target):
         raise DataError(f"{data_path}: '{split}' has {len(source)} source and {len(target)} target sentences")
     align_path = os.path.join(data_path, f"{split}.align.{src}-{tgt}")
@@ -140,6 +116,63 @@ def load_langpair_dataset(
         shuffle=shuffle,
         pad_to_multiple=pad_to_multiple,
     )
+
+
+def load_sides(
+    data_path: str,
+    split: str,
+    src: str,
+    src_dict: Dictionary,
+    tgt: str,
+    tgt_dict: Dictionary,
+    combine: bool,
+    dataset_impl: str | None,
+    truncate_source_to: int | None,
+) -> tuple[list[Any], list[Any]]:
+    """The source and the target side of ``split`` and, with ``combine``, of ``split1``, ``split2``, ... if they exist.
+
+    Raises:
+        DataError: there is no ``split``, or only some of its parts have a target side.
+    """
+    sources: list[Any] = []
+    targets: list[Any] = []
+    for part, prefix in parts_of(data_path, split, src, tgt, combine, dataset_impl):
+        source = data_utils.load_indexed_dataset(prefix + src, src_dict, dataset_impl)
+        if truncate_source_to is not None:
+            shortened = TruncateDataset(StripTokenDataset(source, src_dict.eos()), truncate_source_to - 1)
+            source = AppendTokenDataset(shortened, src_dict.eos())
+        sources.append(source)
+        target = data_utils.load_indexed_dataset(prefix + tgt, tgt_dict, dataset_impl)
+        if target is not None:
+            targets.append(target)
+        logger.info("%s %s %s-%s %d examples", data_path, part, src, tgt, len(source))
+    if not sources:
+        raise DataError(
+            f"no '{split}' data for {src}-{tgt} in {data_path}: expected {split}.{src}-{tgt}.{src}.bin. "
+            "Make it with pyseq-preprocess, or give the split it is called by."
+        )
+    if targets and len(sources) != len(targets):
+        raise DataError(f"{data_path}: some of the '{split}' sets have a target side, others do not")
+    return sources, targets
+
+
+def parts_of(
+    data_path: str, split: str, src: str, tgt: str, combine: bool, dataset_impl: str | None
+) -> Iterator[tuple[str, str]]:
+    """The name and the path up to the language of ``split`` and, with ``combine``, of ``split1``, ``split2``, ..."""
+    for k in itertools.count() if combine else range(1):
+        part = f"{split}{k or ''}"
+        prefix = pair_prefix(data_path, part, src, tgt, dataset_impl)
+        if prefix is None:
+            return
+        yield part, prefix
+
+
+def joined(datasets: list[Any], upsample_first: int) -> Any:
+    """One dataset of several, the first repeated ``upsample_first`` times (once if that is 0 or less)."""
+    if len(datasets) == 1:
+        return datasets[0]
+    return ConcatDataset(datasets, [max(upsample_first, 1)] + [1] * (len(datasets) - 1))
 
 
 def pair_prefix(data_path: str, split: str, src: str, tgt: str, impl: str | None) -> str | None:
