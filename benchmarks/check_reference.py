@@ -112,7 +112,7 @@ class Record:
 
     def attach(self, trainer: Trainer) -> None:
         """Listen to the trainer's steps; nothing of the arithmetic changes."""
-        train_step, clip = trainer.task.train_step, trainer.clip_grad_norm
+        train_step, clip = trainer.task.train_step, trainer.optimizer.clip_grad_norm
         average = trainer.average_and_clip_gradients
 
         def recorded_step(*args: Any, **kwargs: Any) -> Any:
@@ -132,7 +132,7 @@ class Record:
             average(update)
 
         trainer.task.train_step = recorded_step
-        trainer.clip_grad_norm = recorded_clip  # type: ignore[method-assign]
+        trainer.optimizer.clip_grad_norm = recorded_clip  # type: ignore[method-assign, assignment]
         trainer.average_and_clip_gradients = recorded_average  # type: ignore[method-assign]
 
 

@@ -172,7 +172,8 @@ def check_columns(columns: Columns) -> None:
                 raise ValueError(f"{name}[{i}] has shape {tuple(tensor.shape)}, its param {tuple(params[i].shape)}")
             if tensor.device != device:
                 raise ValueError(f"{name}[{i}] is on {tensor.device}, params[0] on {device}: call once for each device")
-            if name != "grads" and any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride())):
+            expanded = any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride()))
+            if expanded and tensor.numel() and name != "grads":
                 raise ValueError(f"{name}[{i}] is expanded: its elements share memory and cannot be updated")
 
 

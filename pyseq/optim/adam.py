@@ -72,7 +72,7 @@ def _numbers(steps: list[Tensor]) -> list[int]:
     return [int(step) for step in torch.stack(steps).tolist()] if steps else []
 
 
-def parse_betas(value: str | Iterable[float]) -> tuple[float, float]:
+def parse_betas(value: str | Iterable[float], flag: str = "--adam-betas") -> tuple[float, float]:
     """``"(0.9, 0.98)"``, ``"0.9,0.98"`` or a pair of numbers as two floats in [0, 1). Raises ConfigError otherwise."""
     try:
         first, second = ast.literal_eval(value) if isinstance(value, str) else value
@@ -80,5 +80,5 @@ def parse_betas(value: str | Iterable[float]) -> tuple[float, float]:
     except (ValueError, SyntaxError, TypeError):
         betas = math.nan, math.nan
     if not all(0 <= beta < 1 for beta in betas):
-        raise ConfigError(f"--adam-betas '{value}': expected two numbers in [0, 1), like '(0.9, 0.98)'")
+        raise ConfigError(f"{flag} '{value}': expected two numbers in [0, 1), like '(0.9, 0.98)'")
     return betas

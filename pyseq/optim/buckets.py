@@ -6,6 +6,7 @@ import operator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from pyseq.ops.segments import AdamPlan
@@ -18,13 +19,14 @@ class Signature(NamedTuple):
     """What the arrangement of parameters in buckets depends on. Objects stand for themselves: compared by identity."""
 
     params: list[Tensor]
-    states: list[State | None]
-    kinds: list[Any]  # of each gradient: its dtype; its layout, if that is a sparse one; None without gradient
+    states: list[Any]  # the keys and values of the optimizer's state
+    kinds: list[torch.dtype | None]  # of each gradient
     groups: list[tuple[int, bool]]  # how many parameters; amsgrad
 
     def matches(self, other: Signature) -> bool:
         return (
             self.groups == other.groups
+            and len(self.states) == len(other.states)
             and all(map(operator.is_, self.params, other.params))
             and all(map(operator.is_, self.states, other.states))
             and all(map(operator.is_, self.kinds, other.kinds))

@@ -210,21 +210,23 @@ class FusedAdam(torch.optim.Optimizer):
             seed=self.seed + number,
             plan=bucket.plan,
         )
-        # Kernels write through addresses; autograd has to be told, to refuse the backward of a forward from before.
-        torch.autograd.graph.increment_version(bucket.owners)
+        if bucket.sharded:  # autograd looks at the DTensors, and has been told of their local parts only
+            torch.autograd.graph.increment_version(bucket.owners)
 
     def _arrange(self) -> tuple[list[Bucket], list[Any]]:
         """The buckets of all parameters that have a gradient, and the gradients of all parameters (None included)."""
         params = [param for group in self.param_groups for param in group["params"]]
         grads = [param.grad for param in params]
-        strided = torch.strided
-        kinds = [None if g is None else g.dtype if g.layout is strided else g.layout for g in grads]
+        kinds = [None if grad is None else grad.dtype for grad in grads]
         groups = [(len(group["params"]), group["amsgrad"]) for group in self.param_groups]
-        signature = Signature(params, list(map(self.state.get, params)), kinds, groups)
+        signature = Signature(params, self._state_objects(), kinds, groups)
         if self._arranged is None or not signature.matches(self._arranged[0]):
             buckets = self._new_buckets(params, grads)
-            self._arranged = signature._replace(states=list(map(self.state.get, params))), buckets
+            self._arranged = signature._replace(states=self._state_objects()), buckets
         return self._arranged[1], grads
+
+    def _state_objects(self) -> list[Any]:
+        return [*self.state, *self.state.values()]
 
     def _new_buckets(self, params: list[Tensor], grads: list[Any]) -> list[Bucket]:
         group_of = [number for number, group in enumerate(self.param_groups) for _ in group["params"]]

@@ -58,6 +58,7 @@ class Trainer:
         self.optimizer = build_optimizer(cfg.optimizer, self.precision.optimizer_parameters())
         self.lr_scheduler = build_lr_scheduler(cfg.lr_scheduler, self.optimizer)
         self.num_updates = 0
+        self._unchecked: tuple[int, Tensor] | None = None  # an update and its gradient norm, not yet looked at
         self.start_time = time.perf_counter()
         self.previous_training_time = 0.0
         self.lr_scheduler.step_update(0)
@@ -69,7 +70,11 @@ class Trainer:
         """Seed, clear the gradients, and after the body's step count the update and log it.
 
         Every update draws its random numbers from ``seed + num_updates``, so a resumed run draws the same.
+
+        Raises:
+            TrainingError: out of memory; or the gradients of the update before were not finite.
         """
+        self.check_gradients()
         utils.set_torch_seed(self.cfg.common.seed + self.num_updates)
         self.model.train()
         self.criterion.train()
@@ -93,23 +98,28 @@ class Trainer:
     def average_and_clip_gradients(self, update: Update) -> None:
         """Sum gradients over ranks, divide by the sample size of the whole update, clip by norm, log.
 
-        Raises:
-            TrainingError: the gradient norm is not finite; the message names the parameters.
+        An optimizer that applies the factors itself also leaves the parameters alone where the norm is not finite.
+        Then nobody has to wait for the norm here; :meth:`check_gradients` looks at it before the gradients are dropped.
         """
-        parameters = self.optimizer.params
-        distributed.all_reduce_gradients(parameters)
+        distributed.all_reduce_gradients(self.optimizer.params)
         can_be_summed = self.task.logging_outputs_can_be_summed(self.criterion)
         outputs, sample_size = distributed.sum_logging_outputs(
             update.logging_outputs, update.sample_size, can_be_summed, self.device
         )
         self.optimizer.multiply_grads(1.0 / (sample_size or 1.0))
-        grad_norm = self.clip_grad_norm(self.cfg.optimization.clip_norm)
+        grad_norm = self.optimizer.clip_grad_norm(self.cfg.optimization.clip_norm)
+        self._unchecked = self.num_updates + 1, grad_norm
+        if not self.optimizer.supports_step_with_factor:
+            self.check_gradients()
         self.task.reduce_metrics(outputs, self.criterion)
         self._log_update(update, grad_norm)
 
-    def clip_grad_norm(self, max_norm: float) -> Tensor:
-        """Clip to ``max_norm`` (0: measure only). Returns the norm before clipping, a 0-d fp32 tensor."""
-        grad_norm: Tensor = self.optimizer.clip_grad_norm(max_norm)
+    def check_gradients(self) -> None:
+        """Raise TrainingError, with the names of the parameters, if the last gradients were not finite."""
+        if self._unchecked is None:
+            return
+        update, grad_norm = self._unchecked
+        self._unchecked = None
         if not torch.isfinite(grad_norm):
             names = [
                 name
@@ -117,11 +127,10 @@ class Trainer:
                 if p.grad is not None and not torch.isfinite(p.grad).all()
             ]
             raise TrainingError(
-                f"the gradient norm is {grad_norm.item()} at update {self.num_updates + 1}: non-finite gradients in "
+                f"the gradient norm is {grad_norm.item()} at update {update}: non-finite gradients in "
                 f"{len(names)} parameters ({', '.join(names[:5]) or 'none: the norm overflowed'}). Lower --lr, "
                 "lengthen the warm-up, or set --clip-norm; the last checkpoint is intact."
             )
-        return grad_norm
 
     def _trained_parameters(self) -> list[tuple[str, nn.Parameter]]:
         return [(n.split(".", 1)[1], p) for n, p in self.module.named_parameters() if p.requires_grad]
@@ -178,7 +187,12 @@ class Trainer:
     # State.
 
     def state_dict(self) -> dict[str, Any]:
-        """fairseq's checkpoint layout, on the CPU, less ``extra_state``; weights in fp32."""
+        """fairseq's checkpoint layout, on the CPU, less ``extra_state``; weights in fp32.
+
+        Raises:
+            TrainingError: the gradients of the last update were not finite.
+        """
+        self.check_gradients()
         precision = self.precision
         criterion_state = precision.full_state_dict(self.criterion)
         state = {

@@ -190,10 +190,10 @@ def test_no_value_is_read_on_the_host():
 
 
 @pytest.mark.gpu
-def test_nothing_waits_for_the_device():
-    on_gpu, on_cpu = with_grads(), with_grads()
+def test_on_the_gpu_as_on_the_cpu_and_without_waiting_for_it():
+    on_cpu = with_grads()
+    on_gpu = [nn.Parameter(p.detach().cuda()) for p in on_cpu]
     for p, q in zip(on_gpu, on_cpu):
-        p.data = p.data.cuda()
         p.grad = None if q.grad is None else q.grad.cuda()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -208,10 +208,10 @@ def test_nothing_waits_for_the_device():
 
 @pytest.mark.gpu
 def test_devices_may_be_mixed():
-    params, same = with_grads(), with_grads()
-    for p in params[::2]:
-        p.data = p.data.cuda()
-        p.grad = None if p.grad is None else p.grad.cuda()
-    assert clip_grad_norm_(params, 1.0).item() == pytest.approx(norm64(same), rel=1e-7)
-    for p, q in zip(params[:-1], same):
+    on_cpu, same = with_grads()[:-1], with_grads()[:-1]
+    mixed = [nn.Parameter(p.detach().to("cpu" if i % 2 else "cuda")) for i, p in enumerate(on_cpu)]
+    for p, q in zip(mixed, on_cpu):
+        p.grad = q.grad.to(p.device)
+    assert clip_grad_norm_(mixed, 1.0).item() == pytest.approx(norm64(same), rel=1e-7)
+    for p, q in zip(mixed, same):
         torch.testing.assert_close(p.grad.cpu(), q.grad / norm64(same), rtol=1e-5, atol=0)

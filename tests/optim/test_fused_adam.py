@@ -614,3 +614,75 @@ def test_no_value_is_read_on_the_host():
         p.grad = torch.ones(4, 4, device="meta")
         optimizer.step(max_norm=1.0, zero_grads=True)
     assert optimizer.grad_norm.is_meta and optimizer.state[p]["step"].is_meta
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype, options", [(torch.float32, {}), (torch.bfloat16, {"amsgrad": True})])
+def test_a_captured_step_replays_what_eager_steps_do(dtype, options):
+    shapes = [(1000, 33), (7,), ()]
+    eager = [nn.Parameter(p.detach().cuda()) for p in parameters(dtype, shapes=shapes)]
+    captured = copies(eager)
+    rates = [torch.tensor(0.1, device="cuda") for _ in range(2)]
+    ours, other = (FusedAdamW(ps, lr=lr, **options) for ps, lr in zip((eager, captured), rates))
+    for p, q in zip(eager, captured):
+        p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
+    ours.step(max_norm=1.0)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # states come into being outside the graph
+        other.step(max_norm=1.0)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        other.step(max_norm=1.0, zero_grads=True)
+    for t in range(5):
+        for p, q in zip(eager, captured):
+            grad = torch.randn(p.shape, device="cuda", generator=torch.Generator("cuda").manual_seed(t)).to(dtype)
+            p.grad.copy_(grad)
+            q.grad.copy_(grad)
+        for lr in rates:
+            lr.fill_(0.1 / (t + 1))
+        ours.step(max_norm=1.0)
+        graph.replay()
+        assert torch.equal(ours.grad_norm, other.grad_norm)
+        assert all(q.grad.count_nonzero() == 0 for q in captured)
+    for p, q in zip(eager, captured):
+        assert torch.equal(p, q)
+        for key in ours.state[p]:
+            assert torch.equal(ours.state[p][key], other.state[q][key])
+    assert other.state[captured[0]]["step"].item() == 6
+
+
+@pytest.mark.gpu
+def test_a_step_does_not_wait_for_the_device():
+    params = [nn.Parameter(p.detach().cuda()) for p in parameters()]
+    half = [nn.Parameter(p.detach().cuda()) for p in parameters(torch.bfloat16)]
+    optimizer = FusedAdamW(params + half, lr=torch.tensor(0.1, device="cuda"))
+    for p in params + half:
+        p.grad = torch.ones_like(p)
+    optimizer.step(max_norm=1.0)
+    params[0].grad = None  # from here on the first parameter has a history of its own
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(2):
+            optimizer.step(max_norm=1.0, factor=0.5, zero_grads=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [optimizer.state[p]["step"].item() for p in params[:2]] == [1, 3]
+
+
+@pytest.mark.gpu
+def test_devices_may_be_mixed_in_a_group():
+    on_cpu = parameters()
+    mixed = [nn.Parameter(p.detach().to("cuda" if i % 2 else "cpu")) for i, p in enumerate(on_cpu)]
+    ours, other = FusedAdamW(on_cpu, lr=0.1), FusedAdamW(mixed, lr=0.1)
+    for t in range(3):
+        draw_grads(t, on_cpu)
+        for p, q in zip(on_cpu, mixed):
+            q.grad = p.grad.to(q.device)
+        ours.step(max_norm=1.0)
+        other.step(max_norm=1.0)
+    for p, q in zip(on_cpu, mixed):
+        torch.testing.assert_close(p, q.cpu(), rtol=1e-6, atol=1e-7)
+        assert other.state[q]["step"].device == q.device

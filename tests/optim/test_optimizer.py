@@ -6,6 +6,7 @@ from torch import nn
 
 from pyseq.errors import CheckpointError, ConfigError
 from pyseq.optim import Optimizer, build_optimizer
+from pyseq.optim.adam import AdamConfig
 from pyseq.optim.optimizer import learning_rates
 from pyseq.optim.sgd import SGDConfig
 
@@ -62,6 +63,71 @@ def test_multiply_grads_takes_a_number_or_a_tensor(factor):
         assert p.grad.dtype == g.dtype
         assert torch.equal(p.grad, g * 0.5)
     assert params[-1].grad is None
+
+
+def adam_of(params, **options):
+    return build_optimizer(AdamConfig("adam", lr=[0.1], **options), params)
+
+
+def with_grads(*grads):
+    params = [nn.Parameter(torch.arange(3.0)) for _ in grads]
+    for p, g in zip(params, grads):
+        p.grad = torch.tensor(g)
+    return params
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 0.5, 100.0])
+@pytest.mark.parametrize("factor", [0.125, torch.tensor(0.125), torch.tensor(0.125, dtype=torch.float64)])
+def test_averaging_and_clipping_leave_the_gradients_to_an_update_that_applies_the_factor(factor, max_norm):
+    grads = [3.0, 4.0, 0.0], [0.0, -12.0, 1.0]
+    params, plain = with_grads(*grads), with_grads(*grads)
+    folding, rewriting = adam_of(params, adam_eps=1.0), adam_of(plain, adam_eps=1.0)
+    folding.multiply_grads(factor)
+    norm = folding.clip_grad_norm(max_norm)
+    Plugin(plain).multiply_grads(factor)
+    expected = Plugin(plain).clip_grad_norm(max_norm)
+    assert norm.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert [p.grad.tolist() for p in params] == list(grads)
+    folding.step()
+    rewriting.step()
+    for p, q in zip(params, plain):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+
+
+def test_the_factor_belongs_to_the_gradients_until_they_are_dropped():
+    (p,) = with_grads([4.0, 0.0, 0.0])
+    optimizer = adam_of([p])
+    optimizer.multiply_grads(0.5)
+    optimizer.step(scale=2.0)
+    assert optimizer.clip_grad_norm(0.0).item() == 1.0
+    optimizer.backward(3 * p[0])  # what is added is not multiplied
+    assert p.grad.tolist() == [4.0, 0.0, 0.0]
+    optimizer.multiply_grads(0.5)
+    optimizer.apply_factor()
+    optimizer.apply_factor()
+    assert p.grad.tolist() == [2.0, 0.0, 0.0]
+    optimizer.multiply_grads(0.5)
+    optimizer.zero_grad()
+    p.grad = torch.tensor([4.0, 0.0, 0.0])
+    assert optimizer.clip_grad_norm(0.0).item() == 4.0
+
+
+def test_experts_and_other_processes_count_for_the_norm_that_is_left_to_the_update():
+    p, expert = with_grads([3.0, 4.0, 0.0], [100.0, 0.0, 0.0])
+    expert.expert = True
+    optimizer = adam_of([p, expert], adam_betas="(0.0, 0.0)")
+    assert optimizer.clip_grad_norm(1.0, aggregate_norm_fn=lambda local: 2 * local).item() == 10.0
+    optimizer.step()
+    moments = [optimizer.optimizer.state[x]["exp_avg"].tolist() for x in (p, expert)]
+    assert moments == [pytest.approx([0.3, 0.4, 0.0]), pytest.approx([10.0, 0.0, 0.0])]
+
+
+def test_a_norm_that_is_not_finite_leaves_the_parameters():
+    (p,) = with_grads([1.0, float("nan"), 0.0])
+    optimizer = adam_of([p])
+    assert optimizer.clip_grad_norm(1.0).isnan()
+    optimizer.step()
+    assert p.tolist() == [0.0, 1.0, 2.0]
 
 
 def test_step_divides_by_scale_itself_where_the_torch_optimizer_cannot():
