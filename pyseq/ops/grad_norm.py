@@ -53,6 +53,8 @@ def grad_norm(tensors: Sequence[Tensor], *, max_norm: float | None = None, scale
         ValueError: tensors on several devices, or ``max_norm`` that is negative or nan.
     """
     _check_max_norm(max_norm)
+    if torch.compiler.is_compiling():
+        return norm_from_squares(sum_of_squares(tensors), max_norm=max_norm, scale=scale)
     memory = _memory_of(tensors)
     kernel, scale = _kernel(memory), _scale_on(memory.device, scale)
     if kernel is None:
@@ -66,6 +68,9 @@ def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
 
     Arguments and errors are those of :func:`grad_norm`.
     """
+    if torch.compiler.is_compiling():
+        total: Tensor = torch.ops.pyseq.sum_of_squares(list(tensors))
+        return total
     memory = _memory_of(tensors)
     kernel = _kernel(memory)
     if kernel is None:
@@ -190,3 +195,14 @@ def _scale_on(device: torch.device, scale: Tensor | float) -> Tensor | float:
     if scale.numel() != 1:
         raise ValueError(f"scale must have one element, not shape {tuple(scale.shape)}")
     return scale.detach().to(device, torch.float32, non_blocking=True).reshape(())
+
+
+# The same for torch.compile, which needs an operator that it can see.
+_library = torch.library.Library("pyseq", "FRAGMENT")
+_library.define("sum_of_squares(Tensor[] tensors) -> Tensor")
+_library.impl("sum_of_squares", sum_of_squares, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("pyseq::sum_of_squares", lib=_library)
+def _(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.empty((), dtype=torch.float64, device=_common_device(tensors))
