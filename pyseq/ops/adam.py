@@ -261,7 +261,7 @@ def reference(columns: Columns, rule: Rule, scalars: Scalars) -> None:
         dtype = torch.promote_types(param.dtype, torch.float32)
         p = param.to(dtype) if extra is None else extra if extra.dtype == dtype else join_master(param, extra)
         g = grad.to(dtype) * factor.to(dtype) * (-1 if rule.maximize else 1)
-        if rule.decoupled:
+        if rule.weight_decay != 0 and rule.decoupled:
             p = p - (scalars.lr * rule.weight_decay) * p
         elif rule.weight_decay != 0:
             g = g + rule.weight_decay * p
