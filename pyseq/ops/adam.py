@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from pyseq.ops import dispatch
+from pyseq.ops.gpu_memory import UploadedTable, stream_of, workspace
 from pyseq.ops.random import random_words
 from pyseq.ops.remainder import join_master, split_master
 from pyseq.ops.segments import AdamPlan, Columns, check_columns, is_dense
@@ -32,7 +33,9 @@ EpsMode = Literal["torch", "fairseq"]
 GRADS = 1  # the place of gradients among the columns
 EXTRA_NUMBERS = {None: 0, torch.float32: 1, torch.int16: 2}  # masters, remainders; as in csrc/cpu/adam.h
 
-dispatch.register_operation("adam", cpp=dispatch.KERNEL_DTYPES)
+dispatch.register_operation(
+    "adam", cpp=dispatch.KERNEL_DTYPES, triton=dispatch.KERNEL_DTYPES, cuda=dispatch.KERNEL_DTYPES
+)
 
 
 class Rule(NamedTuple):
@@ -83,27 +86,71 @@ class Kernel:
 class CppKernel(Kernel):
     @staticmethod
     def update(plan: AdamPlan, rule: Rule, scalars: Scalars) -> None:
-        lr = scalars.lr
-        dtypes = plan.dtypes
         dispatch.required_core().adam(
             plan.table.data_ptr(),
             len(plan.table),
-            *(dispatch.DTYPE_NUMBERS[dtype] for dtype in dtypes[:3]),
-            EXTRA_NUMBERS[dtypes.extra],
-            *rule[:4],
-            rule.decoupled,
-            rule.eps_mode == "torch",
-            rule.maximize,
-            rule.zero_grads,
-            rule.seed,
-            scalars.step.data_ptr(),
-            0.0 if isinstance(lr, Tensor) else lr,
-            *(value.data_ptr() if isinstance(value, Tensor) else 0 for value in (lr, *scalars[2:])),
+            *_dtype_numbers(plan),
+            *_numbers(rule, scalars),
             torch.get_num_threads(),
         )
 
 
-KERNELS: dict[str, type[Kernel]] = {"cpp": CppKernel}
+class TritonKernel(Kernel):
+    @staticmethod
+    def update(plan: AdamPlan, rule: Rule, scalars: Scalars) -> None:
+        from pyseq.kernels import adam as kernels
+
+        kernels.update(plan.table, plan.dtypes, plan.cache, rule, scalars)
+
+
+class CudaKernel(Kernel):
+    @staticmethod
+    def update(plan: AdamPlan, rule: Rule, scalars: Scalars) -> None:
+        native, device, dtypes = dispatch.required_cuda(), scalars.step.device, _dtype_numbers(plan)
+        if plan.cache.get("dtypes") != dtypes:
+            segments = torch.empty(len(plan.table), 9, dtype=torch.int64)
+            chunks = native.adam_segments(plan.table.data_ptr(), len(segments), *dtypes, segments.data_ptr())
+            plan.cache.update(dtypes=dtypes, segments=segments, chunks=chunks, uploaded=UploadedTable())
+        segments = plan.cache["segments"]
+        with torch.cuda.device(device):
+            stream = stream_of(device)
+            uploaded = None
+            if len(segments) > native.adam_inline_segments:
+                uploaded = plan.cache["uploaded"].get(segments, device, stream)
+            native.adam(
+                segments.data_ptr(),
+                0 if uploaded is None else uploaded.data_ptr(),
+                len(segments),
+                plan.cache["chunks"],
+                *dtypes,
+                *_numbers(rule, scalars),
+                workspace(device, stream).data_ptr(),
+                stream,
+            )
+
+
+def _dtype_numbers(plan: AdamPlan) -> tuple[int, ...]:
+    """The dtypes of parameters, gradients, states and masters or remainders as the core and the CUDA kernels know them."""
+    return *(dispatch.DTYPE_NUMBERS[dtype] for dtype in plan.dtypes[:3]), EXTRA_NUMBERS[plan.dtypes.extra]
+
+
+def _numbers(rule: Rule, scalars: Scalars) -> tuple[Any, ...]:
+    """The rule and the addresses of scalars, in the order in which the core and the CUDA kernels take them."""
+    lr = scalars.lr
+    return (
+        *rule[:4],
+        rule.decoupled,
+        rule.eps_mode == "torch",
+        rule.maximize,
+        rule.zero_grads,
+        rule.seed,
+        scalars.step.data_ptr(),
+        0.0 if isinstance(lr, Tensor) else lr,
+        *(value.data_ptr() if isinstance(value, Tensor) else 0 for value in (lr, *scalars[2:])),
+    )
+
+
+KERNELS: dict[str, type[Kernel]] = {"cpp": CppKernel, "triton": TritonKernel, "cuda": CudaKernel}
 
 
 @torch.no_grad()
