@@ -171,10 +171,8 @@ class TritonKernel(Kernel):
     def forward(logits: Tensor, target: Tensor, options: Options, ignore_index: int) -> RowResults:
         from pyseq.kernels import cross_entropy as kernels
 
-        _only_smoothing(options)
-        logits, target = strided(logits), target.contiguous()
-        out = allocate(logits)
-        kernels.forward(logits, target, options.smoothing_weights(logits.size(1)), ignore_index, *out)
+        logits, out = strided(logits), allocate(logits)
+        kernels.rows(logits, target.contiguous(), _loss_of(options, logits, ignore_index), out)
         return out
 
     @staticmethod
@@ -189,13 +187,13 @@ class TritonKernel(Kernel):
     ) -> Tensor:
         from pyseq.kernels import cross_entropy as kernels
 
-        _only_smoothing(options)
-        logits, target, grad_loss = strided(logits), target.contiguous(), grad_loss.float().contiguous()
-        result = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-        kernels.backward(
-            grad_loss, logits, target, stats, options.smoothing_weights(logits.size(1)), ignore_index, result
-        )
-        return result if grad is None else grad.copy_(result)
+        logits = strided(logits)
+        if grad is None:
+            grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+        check_gradient(grad, logits)
+        loss = _loss_of(options, logits, ignore_index)
+        kernels.gradient(grad_loss.float(), logits, target.contiguous(), stats, loss, grad)
+        return grad
 
     @staticmethod
     def loss_and_gradient(
@@ -206,22 +204,35 @@ class TritonKernel(Kernel):
         row_weight: Tensor | float,
         grad: Tensor,
     ) -> RowResults:
-        out = TritonKernel.forward(logits, target, options, ignore_index)
-        weight = torch.as_tensor(row_weight, dtype=torch.float32, device=logits.device).expand(target.shape)
-        TritonKernel.backward(weight, logits, target, out.stats, options, ignore_index, grad)
+        from pyseq.kernels import cross_entropy as kernels
+
+        logits, out = strided(logits), allocate(logits)
+        check_gradient(grad, logits)
+        weight = checked_row_weight(row_weight, target)
+        kernels.rows(logits, target.contiguous(), _loss_of(options, logits, ignore_index), out, weight, grad)
         return out
 
     @staticmethod
     def scale_(grad: Tensor, factor: Tensor, target: Tensor, ignore_index: int) -> None:
-        grad.mul_(factor).masked_fill_((target == ignore_index).unsqueeze(1), 0.0)
+        from pyseq.kernels import cross_entropy as kernels
+
+        kernels.scale_(grad, factor.float(), target.contiguous(), ignore_index)
 
 
-def _only_smoothing(options: Options) -> None:
-    if not options.is_plain():
-        raise NotImplementedError(
-            "the triton back end of cross_entropy has no class weights, z-loss and soft cap: use "
-            'pyseq.ops.backend("torch")'
-        )
+def _loss_of(options: Options, logits: Tensor, ignore_index: int) -> Any:
+    from pyseq.kernels.cross_entropy import Loss
+
+    weights = options.smoothing_weights(logits.size(1))
+    return Loss(*weights, options.z_loss, options.soft_cap, options.weight, ignore_index)
+
+
+def checked_row_weight(row_weight: Tensor | float, target: Tensor) -> Tensor | float:
+    """``row_weight`` as fp32 if it is a tensor. Raises ValueError unless it is a number for each row, or one for all."""
+    if not isinstance(row_weight, Tensor):
+        return float(row_weight)
+    if row_weight.dim() > 0 and row_weight.shape != target.shape:
+        raise ValueError(f"row_weight is {tuple(row_weight.shape)}, for {len(target)} rows")
+    return row_weight.float()
 
 
 KERNELS: dict[str, type[Kernel]] = {"cpp": CppKernel, "triton": TritonKernel}
