@@ -9,7 +9,10 @@
 namespace py = pybind11;
 using namespace pyseq;
 
+void bind_adam(py::module_& m);           // bindings_adam.cpp
 void bind_cross_entropy(py::module_& m);  // bindings_cross_entropy.cpp
+void bind_grad_norm(py::module_& m);      // bindings_grad_norm.cpp
+void bind_segments(py::module_& m);       // bindings_segments.cpp
 
 namespace {
 
@@ -47,5 +50,8 @@ void bind_ops(py::module_& m) {
   m.def("isa", [] { return name_of(current_isa()); }, "The instruction set in use.");
   m.def("isas", &isas, "The instruction sets that this processor can run, best first.");
   m.def("use_isa", &use_isa, py::arg("name"), "Use one of isas() from now on.");
+  bind_adam(m);
   bind_cross_entropy(m);
+  bind_grad_norm(m);
+  bind_segments(m);
 }

@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "cpu/dtype.h"
 
@@ -27,6 +28,31 @@ static inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a.lanes, b.l
 
 // Where either is nan, the result is b.
 static inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a.lanes, b.lanes); }
+
+// Where either is nan, the result is nan.
+static inline Vec larger(Vec a, Vec b) {
+  const __m256 max = _mm256_max_ps(a.lanes, b.lanes);
+  return _mm256_blendv_ps(max, a.lanes, _mm256_cmp_ps(a.lanes, a.lanes, _CMP_UNORD_Q));
+}
+static inline Vec operator/(Vec a, Vec b) { return _mm256_div_ps(a.lanes, b.lanes); }
+static inline Vec root(Vec a) { return _mm256_sqrt_ps(a.lanes); }
+
+// A sum of squares in fp64.
+struct SquareSum {
+  __m256d low = _mm256_setzero_pd(), high = _mm256_setzero_pd();
+
+  void add(Vec a) {
+    const __m256d first = _mm256_cvtps_pd(_mm256_castps256_ps128(a.lanes));
+    const __m256d second = _mm256_cvtps_pd(_mm256_extractf128_ps(a.lanes, 1));
+    low = _mm256_fmadd_pd(first, first, low);
+    high = _mm256_fmadd_pd(second, second, high);
+  }
+  double total() const {
+    const __m256d four = _mm256_add_pd(low, high);
+    const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+  }
+};
 
 static inline float reduce_max(Vec a) {
   const __m128 four = _mm_max_ps(_mm256_castps256_ps128(a.lanes), _mm256_extractf128_ps(a.lanes, 1));
@@ -104,6 +130,65 @@ static inline void store(T* p, Vec a, int count) {
 template <class T>
 static inline void stream(T* p, Vec a) {
   _mm_stream_si128(reinterpret_cast<__m128i*>(p), narrow(T{}, a));
+}
+
+// 8 lanes of 32 bits.
+struct Bits {
+  __m256i lanes;
+};
+
+static inline Bits load_bits(const uint32_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
+static inline void store_bits(uint32_t* p, Bits a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.lanes); }
+static inline Bits low_halves(Bits a) { return {_mm256_and_si256(a.lanes, _mm256_set1_epi32(0xffff))}; }
+static inline Bits high_halves(Bits a) { return {_mm256_srli_epi32(a.lanes, 16)}; }
+
+// 8 lanes of 32 bits as math/random.h multiplies them: each in the low half of 64 bits, whose high half is of no
+// meaning. Even and odd lanes are apart.
+struct BlockLanes {
+  static constexpr int width = 8;
+  __m256i even, odd;
+
+  BlockLanes(__m256i e, __m256i o) : even(e), odd(o) {}
+  explicit BlockLanes(uint32_t all) : even(_mm256_set1_epi64x(all)), odd(even) {}
+
+  static BlockLanes counting_from(uint32_t first) {
+    const __m256i even = _mm256_add_epi64(_mm256_set1_epi64x(first), _mm256_set_epi64x(6, 4, 2, 0));
+    return {even, _mm256_add_epi64(even, _mm256_set1_epi64x(1))};
+  }
+
+  void copy_to(Bits* out) const { out->lanes = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA); }
+};
+
+static inline BlockLanes operator^(BlockLanes a, BlockLanes b) {
+  return {_mm256_xor_si256(a.even, b.even), _mm256_xor_si256(a.odd, b.odd)};
+}
+
+static inline void multiply(BlockLanes a, uint32_t constant, BlockLanes* high, BlockLanes* low) {
+  const __m256i factor = _mm256_set1_epi64x(constant);
+  *low = {_mm256_mul_epu32(a.even, factor), _mm256_mul_epu32(a.odd, factor)};
+  *high = {_mm256_srli_epi64(low->even, 32), _mm256_srli_epi64(low->odd, 32)};
+}
+
+// The rule is round_stochastically of math/random.h; the low 16 bits of each lane of `random` are used.
+static inline __m128i narrow_stochastically(Vec a, Bits random) {
+  const __m256i bits = _mm256_castps_si256(a.lanes);
+  const __m256i exponent = _mm256_set1_epi32(0x7f800000);
+  const __m256i rounded = _mm256_add_epi32(bits, low_halves(random).lanes);
+  const __m256i overflown = _mm256_cmpeq_epi32(_mm256_and_si256(rounded, exponent), exponent);
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a.lanes, a.lanes, _CMP_UNORD_Q));
+  const __m256i beyond = _mm256_cmpeq_epi32(_mm256_and_si256(bits, exponent), exponent);
+  __m256i result = _mm256_blendv_epi8(rounded, bits, _mm256_or_si256(overflown, beyond));
+  result = _mm256_blendv_epi8(result, _mm256_or_si256(bits, _mm256_set1_epi32(0x400000)), nan);
+  const __m256i wide = _mm256_srli_epi32(result, 16);
+  return _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(wide, wide), 0x08));
+}
+static inline void store_stochastically(bf16* p, Vec a, Bits random) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow_stochastically(a, random));
+}
+static inline void store_stochastically(bf16* p, Vec a, Bits random, int count) {
+  bf16 values[Vec::width];
+  store_stochastically(values, a, random);
+  std::memcpy(p, values, static_cast<size_t>(count) * sizeof(bf16));
 }
 
 }  // namespace avx2

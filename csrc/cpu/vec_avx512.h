@@ -37,6 +37,27 @@ static inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a.lanes, b.l
 // Where either is nan, the result is b.
 static inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a.lanes, b.lanes); }
 
+// Where either is nan, the result is nan.
+static inline Vec larger(Vec a, Vec b) {
+  const __m512 max = _mm512_max_ps(a.lanes, b.lanes);
+  return _mm512_mask_mov_ps(max, _mm512_cmp_ps_mask(a.lanes, a.lanes, _CMP_UNORD_Q), a.lanes);
+}
+static inline Vec operator/(Vec a, Vec b) { return _mm512_div_ps(a.lanes, b.lanes); }
+static inline Vec root(Vec a) { return _mm512_sqrt_ps(a.lanes); }
+
+// A sum of squares in fp64.
+struct SquareSum {
+  __m512d low = _mm512_setzero_pd(), high = _mm512_setzero_pd();
+
+  void add(Vec a) {
+    const __m512d first = _mm512_cvtps_pd(_mm512_castps512_ps256(a.lanes));
+    const __m512d second = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.lanes, 1));
+    low = _mm512_fmadd_pd(first, first, low);
+    high = _mm512_fmadd_pd(second, second, high);
+  }
+  double total() const { return _mm512_reduce_add_pd(_mm512_add_pd(low, high)); }
+};
+
 static inline float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.lanes); }
 static inline float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.lanes); }
 static inline bool any_equal(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.lanes, b.lanes, _CMP_EQ_OQ) != 0; }
@@ -96,6 +117,63 @@ static inline void store(T* p, Vec a, int count) {
 template <class T>
 static inline void stream(T* p, Vec a) {
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow(T{}, a));
+}
+
+// 16 lanes of 32 bits.
+struct Bits {
+  __m512i lanes;
+};
+
+static inline Bits load_bits(const uint32_t* p) { return {_mm512_loadu_si512(p)}; }
+static inline void store_bits(uint32_t* p, Bits a) { _mm512_storeu_si512(p, a.lanes); }
+static inline Bits low_halves(Bits a) { return {_mm512_and_si512(a.lanes, _mm512_set1_epi32(0xffff))}; }
+static inline Bits high_halves(Bits a) { return {_mm512_srli_epi32(a.lanes, 16)}; }
+
+// 16 lanes of 32 bits as math/random.h multiplies them: each in the low half of 64 bits, whose high half is of no
+// meaning. Even and odd lanes are apart.
+struct BlockLanes {
+  static constexpr int width = 16;
+  __m512i even, odd;
+
+  BlockLanes(__m512i e, __m512i o) : even(e), odd(o) {}
+  explicit BlockLanes(uint32_t all) : even(_mm512_set1_epi64(all)), odd(even) {}
+
+  static BlockLanes counting_from(uint32_t first) {
+    const __m512i steps = _mm512_set_epi64(14, 12, 10, 8, 6, 4, 2, 0);
+    const __m512i even = _mm512_add_epi64(_mm512_set1_epi64(first), steps);
+    return {even, _mm512_add_epi64(even, _mm512_set1_epi64(1))};
+  }
+
+  void copy_to(Bits* out) const { out->lanes = _mm512_mask_shuffle_epi32(even, 0xAAAA, odd, _MM_PERM_CCAA); }
+};
+
+static inline BlockLanes operator^(BlockLanes a, BlockLanes b) {
+  return {_mm512_xor_si512(a.even, b.even), _mm512_xor_si512(a.odd, b.odd)};
+}
+
+static inline void multiply(BlockLanes a, uint32_t constant, BlockLanes* high, BlockLanes* low) {
+  const __m512i factor = _mm512_set1_epi64(constant);
+  *low = {_mm512_mul_epu32(a.even, factor), _mm512_mul_epu32(a.odd, factor)};
+  *high = {_mm512_srli_epi64(low->even, 32), _mm512_srli_epi64(low->odd, 32)};
+}
+
+// The rule is round_stochastically of math/random.h; the low 16 bits of each lane of `random` are used.
+static inline __m256i narrow_stochastically(Vec a, Bits random) {
+  const __m512i bits = _mm512_castps_si512(a.lanes);
+  const __m512i exponent = _mm512_set1_epi32(0x7f800000);
+  const __m512i rounded = _mm512_add_epi32(bits, low_halves(random).lanes);
+  const __mmask16 overflown = _mm512_cmpeq_epi32_mask(_mm512_and_si512(rounded, exponent), exponent);
+  const __mmask16 nan = _mm512_cmp_ps_mask(a.lanes, a.lanes, _CMP_UNORD_Q);
+  const __mmask16 beyond = _mm512_cmpeq_epi32_mask(_mm512_and_si512(bits, exponent), exponent);
+  __m512i result = _mm512_mask_mov_epi32(rounded, static_cast<__mmask16>(overflown | beyond), bits);
+  result = _mm512_mask_or_epi32(result, nan, bits, _mm512_set1_epi32(0x400000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(result, 16));
+}
+static inline void store_stochastically(bf16* p, Vec a, Bits random) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_stochastically(a, random));
+}
+static inline void store_stochastically(bf16* p, Vec a, Bits random, int count) {
+  _mm256_mask_storeu_epi16(p, first(count), narrow_stochastically(a, random));
 }
 
 }  // namespace avx512

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "cpu/dtype.h"
+#include "math/random.h"
 
 #define PYSEQ_ISA portable
 
@@ -30,6 +31,28 @@ static inline Vec fma(Vec a, Vec b, Vec c) { return a.lanes * b.lanes + c.lanes;
 
 // Where either is nan, the result is b.
 static inline Vec max(Vec a, Vec b) { return a.lanes > b.lanes ? a.lanes : b.lanes; }
+
+// Where either is nan, the result is nan.
+static inline Vec larger(Vec a, Vec b) {
+  const Float4 max = a.lanes > b.lanes ? a.lanes : b.lanes;
+  return a.lanes == a.lanes ? max : a.lanes;
+}
+static inline Vec operator/(Vec a, Vec b) { return a.lanes / b.lanes; }
+static inline Vec root(Vec a) {
+  return Float4{std::sqrt(a.lanes[0]), std::sqrt(a.lanes[1]), std::sqrt(a.lanes[2]), std::sqrt(a.lanes[3])};
+}
+
+// A sum of squares in fp64.
+struct SquareSum {
+  typedef double Double4 __attribute__((vector_size(32)));
+  Double4 sums = {};
+
+  void add(Vec a) {
+    const Double4 wide = __builtin_convertvector(a.lanes, Double4);
+    sums = sums + wide * wide;
+  }
+  double total() const { return (sums[0] + sums[1]) + (sums[2] + sums[3]); }
+};
 
 static inline float reduce_max(Vec a) {
   const float low = a.lanes[0] > a.lanes[1] ? a.lanes[0] : a.lanes[1];
@@ -91,6 +114,57 @@ static inline void store(T* p, Vec a) {
 template <class T>
 static inline void stream(T* p, Vec a) {
   store(p, a);
+}
+
+// 4 lanes of 32 bits.
+typedef uint32_t UInt4 __attribute__((vector_size(16)));
+struct Bits {
+  UInt4 lanes;
+};
+
+static inline Bits load_bits(const uint32_t* p) {
+  Bits a;
+  std::memcpy(&a.lanes, p, sizeof a.lanes);
+  return a;
+}
+static inline void store_bits(uint32_t* p, Bits a) { std::memcpy(p, &a.lanes, sizeof a.lanes); }
+static inline Bits low_halves(Bits a) { return {a.lanes & 0xffffu}; }
+static inline Bits high_halves(Bits a) { return {a.lanes >> 16}; }
+
+// 4 lanes of 32 bits as math/random.h multiplies them: each in the low half of 64 bits.
+typedef uint64_t ULong4 __attribute__((vector_size(32)));
+struct BlockLanes {
+  static constexpr int width = 4;
+  ULong4 lanes;
+
+  BlockLanes(const ULong4& l) : lanes(l) {}
+  explicit BlockLanes(uint32_t all) : lanes(ULong4{all, all, all, all}) {}
+
+  static BlockLanes counting_from(uint32_t first) {
+    const uint64_t begin = first;
+    return ULong4{begin, begin + 1, begin + 2, begin + 3};
+  }
+
+  void copy_to(Bits* out) const {
+    for (int i = 0; i < width; ++i) {
+      out->lanes[i] = static_cast<uint32_t>(lanes[i]);
+    }
+  }
+};
+
+static inline BlockLanes operator^(const BlockLanes& a, const BlockLanes& b) { return a.lanes ^ b.lanes; }
+
+static inline void multiply(const BlockLanes& a, uint32_t constant, BlockLanes* high, BlockLanes* low) {
+  const ULong4 product = a.lanes * static_cast<uint64_t>(constant);
+  high->lanes = product >> 32;
+  low->lanes = product & 0xffffffffu;
+}
+
+// The rule is round_stochastically of math/random.h; the low 16 bits of each lane of `random` are used.
+static inline void store_stochastically(bf16* p, Vec a, Bits random, int count = Vec::width) {
+  for (int i = 0; i < count; ++i) {
+    p[i].bits = static_cast<uint16_t>(round_stochastically(bits_of(a.lanes[i]), random.lanes[i] & 0xffffu));
+  }
 }
 
 }  // namespace portable

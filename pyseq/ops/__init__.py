@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyseq.ops.adam import adam_
 from pyseq.ops.cross_entropy import (
     CrossEntropyRows,
     CrossEntropySums,
@@ -12,15 +13,26 @@ from pyseq.ops.cross_entropy import (
     cross_entropy_sums,
 )
 from pyseq.ops.dispatch import backend, report
+from pyseq.ops.grad_norm import GradNorm, grad_norm, norm_from_squares, sum_of_squares
+from pyseq.ops.remainder import join_master, split_master
+from pyseq.ops.segments import AdamPlan
 
 __all__ = [
+    "AdamPlan",
     "CrossEntropyRows",
     "CrossEntropySums",
+    "GradNorm",
     "Reduction",
     "TargetOutOfRangeError",
+    "adam_",
     "backend",
     "cross_entropy",
     "cross_entropy_rows",
     "cross_entropy_sums",
+    "grad_norm",
+    "join_master",
+    "norm_from_squares",
     "report",
+    "split_master",
+    "sum_of_squares",
 ]

@@ -1,0 +1,1 @@
+#include "cpu/adam_rows.h"

@@ -1,0 +1,2 @@
+#define PYSEQ_PORTABLE
+#include "cpu/adam_rows.h"

@@ -1,0 +1,100 @@
+#include <pybind11/pybind11.h>
+
+#include "cpu/python_tensor.h"
+
+namespace py = pybind11;
+
+namespace pyseq {
+
+namespace {
+
+// DLPackExchangeAPI.
+struct ExchangeTable {
+  uint32_t major, minor;
+  void* previous;
+  void* allocate;
+  void* managed_from_object;
+  void* object_from_managed;
+  int (*view_of_object)(void* object, TensorView* out);  // borrows; may be null
+  void* current_stream;
+};
+
+}  // namespace
+
+TensorReader& TensorReader::get() {
+  static TensorReader* reader = new TensorReader();  // never destroyed: the interpreter may be gone by then
+  return *reader;
+}
+
+TensorReader::TensorReader() {
+  const py::object tensor = py::module_::import("torch").attr("Tensor");
+  const py::object parameter = py::module_::import("torch").attr("nn").attr("Parameter");
+  tensor_ = reinterpret_cast<PyTypeObject*>(tensor.inc_ref().ptr());
+  parameter_ = reinterpret_cast<PyTypeObject*>(parameter.inc_ref().ptr());
+  if (!py::hasattr(tensor, "__dlpack_c_exchange_api__")) {
+    return;
+  }
+  const py::object capsule = tensor.attr("__dlpack_c_exchange_api__");
+  const auto* table =
+      static_cast<const ExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  if (table == nullptr) {
+    PyErr_Clear();
+  } else if (table->major == 1) {
+    read_ = table->view_of_object;
+  }
+}
+
+bool TensorReader::read(PyObject* object, TensorView* view) const {
+  if (Py_TYPE(object) != tensor_ && Py_TYPE(object) != parameter_) {
+    return false;
+  }
+  if (read_(object, view) != 0) {
+    PyErr_Clear();  // whoever asks in Python gets a better message
+    return false;
+  }
+  return true;
+}
+
+bool is_dense(const TensorView& view) {
+  constexpr int most = 16;
+  int order[most];  // the dimensions with more than one element, by stride
+  int count = 0;
+  if (view.dims > most) {
+    return false;
+  }
+  for (int d = view.dims - 1; d >= 0; --d) {
+    if (view.shape[d] == 0) {
+      return true;
+    }
+    if (view.shape[d] == 1) {
+      continue;
+    }
+    int place = count++;
+    for (; place > 0 && view.strides[order[place - 1]] > view.strides[d]; --place) {
+      order[place] = order[place - 1];
+    }
+    order[place] = d;
+  }
+  int64_t expected = 1;
+  for (int k = 0; k < count; ++k) {
+    if (view.strides[order[k]] != expected) {
+      return false;
+    }
+    expected *= view.shape[order[k]];
+  }
+  return true;
+}
+
+bool same_layout(const TensorView& a, const TensorView& b) {
+  if (a.dims != b.dims) {
+    return false;
+  }
+  for (int d = 0; d < a.dims; ++d) {
+    if (a.shape[d] != b.shape[d] || (a.strides[d] != b.strides[d] && a.shape[d] > 1)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace pyseq

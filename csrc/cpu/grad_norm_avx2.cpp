@@ -1,0 +1,1 @@
+#include "cpu/grad_norm_blocks.h"

@@ -1,0 +1,2 @@
+#define PYSEQ_PORTABLE
+#include "cpu/grad_norm_blocks.h"

@@ -1,0 +1,1 @@
+#include "cpu/random_fill.h"
