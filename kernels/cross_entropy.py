@@ -19,10 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-WHOLE_ROW = 32768  # elements: 32 registers of each of 1,024 threads
-LONG_BLOCK = 16384  # elements of a longer row at a time: one or two 16-byte loads of a thread in flight
-MANY_BYTES = 96 * 1024  # rows of more than this are worked on by one program a multiprocessor, so that the L2 holds them
-PER_THREAD = 32  # elements
+WHOLE_ROW = 8192  # elements: more of them spill from the registers of a program
+LARGE_ROW = 96 * 1024  # bytes: three of them on each multiprocessor are what the L2 can hold
+PER_THREAD = 16  # elements: two 16-byte loads in flight, or four
 
 
 class Launch(NamedTuple):
@@ -37,14 +36,20 @@ def launch(span: int, element_size: int) -> Launch:
     """Launch parameters for rows that touch ``span`` elements of ``element_size`` bytes. Nothing is timed."""
     block = triton.next_power_of_2(max(span, 16))
     if block <= WHOLE_ROW:
-        return Launch(block, max(block // (PER_THREAD * 32), 1), True)
-    return Launch(LONG_BLOCK, 32 if span * element_size > MANY_BYTES else 16, False)
+        return Launch(block, _warps(block), True)
+    if span * element_size <= LARGE_ROW:
+        return Launch(4096, _warps(4096), False)
+    return Launch(8192, 32, False)  # fills a multiprocessor, so that each has one row at work
 
 
 def gradient_launch(span: int) -> Launch:
     """Launch parameters of the gradient alone, for which any part of a row will do."""
     block = min(triton.next_power_of_2(max(span, 16)), 4096)
-    return Launch(block, max(block // (PER_THREAD * 32), 1), span <= block)
+    return Launch(block, _warps(block), span <= block)
+
+
+def _warps(block: int) -> int:
+    return max(block // (PER_THREAD * 32), 1)
 
 
 def group_of(*matrices: Tensor) -> int:
@@ -166,14 +171,13 @@ def _add(
 
 
 @triton.jit
-def _is_first_nan(x, before, end, y, z_y, otherwise, BLOCK: tl.constexpr):
+def _is_first_nan(x, before, end, y, z_y, otherwise, BLOCK: tl.constexpr, GROUP: tl.constexpr):
     """Whether z_y is the first nan of its row: argmax takes nan for the largest number."""
     nans = tl.full((), 0, tl.int32)
     earlier = tl.full((), 0, tl.int32)
     for begin in range(0, end, BLOCK):
         positions = begin + tl.arange(0, BLOCK)
-        inside = (positions >= before) & (positions < end)
-        values = tl.load(x + positions, mask=inside, other=0.0).to(tl.float32)
+        values = _load(x, positions, before, end, "", GROUP)
         is_nan = values != values
         nans += tl.sum(is_nan.to(tl.int32))
         earlier += tl.sum((is_nan & (positions - before < y)).to(tl.int32))
@@ -302,7 +306,7 @@ def _rows_kernel(
                 )  # fmt: skip
         is_first = (z_y == best) & (earlier == 0)
         if exp_sum != exp_sum:
-            is_first = _is_first_nan(x, before, end, y, z_y, is_first, BLOCK)
+            is_first = _is_first_nan(x, before, end, y, z_y, is_first, BLOCK, GROUP)
         if GRADIENT:
             g = uniform_grad_loss
             if BY_ROW:

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <utility>
 
 #include "cpu/memory.h"
 
@@ -113,18 +114,20 @@ class Rows {
   bool is_capped() const { return in_.rule.soft_cap != 0.0f; }
   bool is_ignored(int64_t row) const { return in_.target[row] == in_.ignore_index; }
 
-  // Floats that a thread needs for capped logits, and for these and exponentials.
-  int64_t capped_floats() const { return is_capped() ? rounded_up(in_.cols) : 0; }
-  int64_t all_floats() const {
-    return capped_floats() + rounded_up(in_.cols) + (in_.cols + cross_entropy_block - 1) / cross_entropy_block;
-  }
-  KeptExponentials kept(float* scratch) const {
-    float* values = scratch + capped_floats();
-    return {values, values + rounded_up(in_.cols)};
-  }
+  // Whether the gradient of a row can wait for the sums of the next row.
+  bool is_pipelined() const { return !is_capped() && !in_.class_weights; }
 
-  // Fills the output of row r and returns its sums. `scratch` receives the capped logits, if there is a cap.
-  RowSums forward(int64_t r, const CrossEntropyOutput& out, float* scratch, const KeptExponentials* kept) const {
+  // Floats that a thread needs for capped logits, and for the exponentials of one row.
+  int64_t capped_floats() const { return is_capped() ? rounded_up(in_.cols) : 0; }
+  int64_t kept_floats() const {
+    return rounded_up(in_.cols) + rounded_up((in_.cols + cross_entropy_block - 1) / cross_entropy_block);
+  }
+  KeptExponentials kept_at(float* memory) const { return {memory, memory + rounded_up(in_.cols)}; }
+
+  // Fills the output of row r and returns its sums. `scratch` receives the capped logits, if there is a cap. A pending
+  // gradient is written, except where row r is ignored.
+  RowSums forward(int64_t r, const CrossEntropyOutput& out, float* scratch, const KeptExponentials* kept,
+                  const PendingGradient* pending) const {
     const int64_t target = in_.target[r];
     if (is_ignored(r)) {
       write(out, r, {0.0f, 0.0f}, false, 0.0f, 1.0f);
@@ -132,36 +135,48 @@ class Rows {
     }
     const void* row = capped_row(r, scratch);
     const RowKernels& kernels = is_capped() ? capped_kernels_ : kernels_;
-    const RowSums sums = kernels.sums(row, in_.cols, in_.class_weights, kept);
+    const RowSums sums = kernels.sums(row, in_.cols, in_.class_weights, kept, pending);
     const RowLoss loss = row_loss(sums, element(row, target, row_dtype()), weights_of(target), in_.rule);
     const bool correct = is_first_maximum(kernels, row, row_dtype(), in_.cols, target, sums);
     write(out, r, loss, correct, sums.max, static_cast<float>(sums.exp_sum));
     return sums;
   }
 
-  // Writes the gradient of row r, from kept exponentials or, where they are null, from the logits.
-  void backward(int64_t r, float grad_loss, float max, double exp_sum, float* scratch, const KeptExponentials* kept,
-                void* out, bool stream) const {
-    const int64_t target = in_.target[r], cols = in_.cols;
+  // Writes the gradient of row r from its logits.
+  void backward(int64_t r, float grad_loss, float max, double exp_sum, float* scratch, void* out, bool stream) const {
     if (is_ignored(r)) {
-      std::memset(out, 0, static_cast<size_t>(cols) * size_of(in_.dtype));
+      clear(out);
       return;
     }
-    const void* row = is_capped() ? (kept ? scratch : capped_row(r, scratch)) : row_of(in_, r);
+    const void* row = capped_row(r, scratch);
+    const PendingGradient pending = gradient_of(r, grad_loss, max, exp_sum, {}, scratch, out, stream);
+    const auto write_row = is_capped() ? kernels_.gradient_of_capped : kernels_.gradient;
+    write_row(row, in_.cols, max, pending.rule, out, stream);
+    write_target(pending);
+  }
+
+  // What is to be written for row r, whose capped logits, if there is a cap, are in `scratch`.
+  PendingGradient gradient_of(int64_t r, float grad_loss, float max, double exp_sum, const KeptExponentials& kept,
+                              const float* scratch, void* out, bool stream) const {
+    const int64_t target = in_.target[r];
     const RowWeights weights = weights_of(target);
     const GradientRule rule{row_gradient(grad_loss, max, exp_sum, weights, in_.rule), in_.class_weights,
                             is_capped() ? scratch : nullptr, in_.rule.soft_cap};
-    const float logit = element(row, target, row_dtype());  // before it is overwritten
-    if (kept) {
-      kernels_.gradient_of_kept(*kept, cols, max, rule, out, stream);
-    } else if (is_capped()) {
-      kernels_.gradient_of_capped(row, cols, max, rule, out, stream);
-    } else {
-      kernels_.gradient(row, cols, max, rule, out, stream);
-    }
-    set_element(out, target, in_.dtype,
-                target_gradient(grad_loss, logit, max, exp_sum, rule.row.mass, weights, in_.rule));
+    const float logit = is_capped() ? scratch[target] : element(row_of(in_, r), target, in_.dtype);
+    const float value = target_gradient(grad_loss, logit, max, exp_sum, rule.row.mass, weights, in_.rule);
+    return {kept, max, rule, out, stream, target, value};
   }
+
+  void write_gradient(const PendingGradient& pending) const {
+    kernels_.gradient_of_kept(pending, in_.cols);
+    write_target(pending);
+  }
+
+  void write_target(const PendingGradient& pending) const {
+    set_element(pending.out, pending.target, in_.dtype, pending.target_value);
+  }
+
+  void clear(void* out) const { std::memset(out, 0, static_cast<size_t>(in_.cols) * size_of(in_.dtype)); }
 
  private:
   DType row_dtype() const { return is_capped() ? DType::f32 : in_.dtype; }
@@ -225,7 +240,7 @@ void cross_entropy_forward(const CrossEntropyInput& input, const CrossEntropyOut
   const Scratch scratch(used, rows.capped_floats());
 #pragma omp parallel for num_threads(used) schedule(static)
   for (int64_t r = 0; r < input.rows; ++r) {
-    rows.forward(r, output, scratch.of_thread(omp_get_thread_num()), nullptr);
+    rows.forward(r, output, scratch.of_thread(omp_get_thread_num()), nullptr, nullptr);
   }
 }
 
@@ -240,8 +255,7 @@ void cross_entropy_backward(const CrossEntropyInput& input, const float* grad_lo
     float* mine = scratch.of_thread(omp_get_thread_num());
 #pragma omp for schedule(static) nowait
     for (int64_t r = 0; r < input.rows; ++r) {
-      rows.backward(r, grad_loss[r], stats[2 * r], stats[2 * r + 1], mine, nullptr, row_of(gradient, input.dtype, r),
-                    stream);
+      rows.backward(r, grad_loss[r], stats[2 * r], stats[2 * r + 1], mine, row_of(gradient, input.dtype, r), stream);
     }
     finish_streaming();
   }
@@ -253,16 +267,35 @@ void cross_entropy_loss_and_gradient(const CrossEntropyInput& input, const float
   const Rows rows(input);
   const bool stream = streams(input, gradient);
   const int used = useful_threads(threads, input.rows, input.cols);
-  const Scratch scratch(used, rows.all_floats());
+  const Scratch scratch(used, rows.capped_floats() + 2 * rows.kept_floats());
 #pragma omp parallel num_threads(used)
   {
-    float* mine = scratch.of_thread(omp_get_thread_num());
-    const KeptExponentials kept = rows.kept(mine);
+    float* capped = scratch.of_thread(omp_get_thread_num());
+    KeptExponentials kept = rows.kept_at(capped + rows.capped_floats());
+    KeptExponentials other = rows.kept_at(capped + rows.capped_floats() + rows.kept_floats());
+    PendingGradient pending;
+    bool is_pending = false;
 #pragma omp for schedule(static) nowait
     for (int64_t r = 0; r < input.rows; ++r) {
-      const RowSums sums = rows.forward(r, output, mine, &kept);
-      rows.backward(r, row_weight[r * weight_stride], sums.max, sums.exp_sum, mine, &kept,
-                    row_of(gradient, input.dtype, r), stream);
+      void* out = row_of(gradient, input.dtype, r);
+      const RowSums sums = rows.forward(r, output, capped, &kept, is_pending ? &pending : nullptr);
+      if (rows.is_ignored(r)) {
+        rows.clear(out);
+        continue;
+      }
+      if (is_pending) {
+        rows.write_target(pending);
+      }
+      pending = rows.gradient_of(r, row_weight[r * weight_stride], sums.max, sums.exp_sum, kept, capped, out, stream);
+      is_pending = rows.is_pipelined();
+      if (is_pending) {
+        std::swap(kept, other);
+      } else {
+        rows.write_gradient(pending);
+      }
+    }
+    if (is_pending) {
+      rows.write_gradient(pending);
     }
     finish_streaming();
   }

@@ -71,17 +71,30 @@ struct GradientRule {
   float soft_cap;
 };
 
+// The gradient of a row that is still to be made from its exponentials. It is written while the sums of the next row
+// are computed, so that the processor reads and writes memory at the same time.
+struct PendingGradient {
+  KeptExponentials kept;
+  float max;
+  GradientRule rule;
+  void* out;
+  bool stream;  // bypass the cache
+  int64_t target;
+  float target_value;  // the gradient of the target's logit, which is written last
+};
+
 // What an instruction set does with one row of one dtype.
 struct RowKernels {
   void (*cap)(const void* row, int64_t cols, float soft_cap, float* capped);
-  RowSums (*sums)(const void* row, int64_t cols, const float* class_weights, const KeptExponentials* kept);
+  // `kept` and `pending` may be null. A pending gradient has no class weights and no soft cap.
+  RowSums (*sums)(const void* row, int64_t cols, const float* class_weights, const KeptExponentials* kept,
+                  const PendingGradient* pending);
   bool (*contains)(const void* row, int64_t cols, float value);
-  // From the row, from the capped row, and from the exponentials that `sums` kept. `stream`: bypass the cache.
+  // From the row, from the capped row, and from the exponentials that `sums` kept. The target is left to the caller.
   void (*gradient)(const void* row, int64_t cols, float max, const GradientRule& rule, void* out, bool stream);
   void (*gradient_of_capped)(const void* capped, int64_t cols, float max, const GradientRule& rule, void* out,
                              bool stream);
-  void (*gradient_of_kept)(const KeptExponentials& kept, int64_t cols, float max, const GradientRule& rule, void* out,
-                           bool stream);
+  void (*gradient_of_kept)(const PendingGradient& pending, int64_t cols);
 };
 
 namespace portable {

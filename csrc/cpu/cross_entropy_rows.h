@@ -34,6 +34,15 @@ static float block_max(const T* x, int64_t count) {
   return reduce_max(max(max(best[0], best[1]), max(best[2], best[3])));
 }
 
+// The next block is fetched while this one is computed with; beyond the end of a row lies the next row, or nothing that
+// matters.
+template <class T>
+static inline void prefetch(const T* x) {
+  for (int64_t i = 0; i < stride; i += 64 / static_cast<int64_t>(sizeof(T))) {
+    __builtin_prefetch(x + i);
+  }
+}
+
 // What a block adds to the sums of its row, relative to a shift.
 struct BlockSums {
   double exps;
@@ -41,9 +50,10 @@ struct BlockSums {
   double weights;
 };
 
-// Keeps the exponentials in `exps`, unless it is null.
-template <class T, bool weighted_terms>
-static BlockSums block_sums(const T* x, int64_t count, float shift, const float* weights, float* exps) {
+// Keeps the exponentials in `exps`, unless it is null. Calls aside(i) before the elements i to i + stride.
+template <class T, bool weighted_terms, class Aside>
+static BlockSums block_sums(const T* x, int64_t count, float shift, const float* weights, float* exps,
+                            const Aside& aside) {
   const Vec offset(shift);
   Vec exp_sum[unroll] = {Vec(0.0f), Vec(0.0f), Vec(0.0f), Vec(0.0f)};
   Vec shifted[unroll] = {Vec(0.0f), Vec(0.0f), Vec(0.0f), Vec(0.0f)};
@@ -65,6 +75,8 @@ static BlockSums block_sums(const T* x, int64_t count, float shift, const float*
   };
   int64_t i = 0;
   for (; i + stride <= count; i += stride) {
+    prefetch(x + i + block_size);
+    aside(i);
     for (int u = 0; u < unroll; ++u) {
       add(i + u * Vec::width, u);
     }
@@ -88,34 +100,6 @@ static BlockSums block_sums(const T* x, int64_t count, float shift, const float*
     sums.weights = static_cast<double>(count);
   }
   return sums;
-}
-
-template <class T>
-static RowSums row_sums(const void* row, int64_t cols, const float* weights, const KeptExponentials* kept) {
-  const T* x = static_cast<const T*>(row);
-  float best = -infinity;
-  double exp_sum = 0.0;
-  double total = 0.0;  // sum of w x
-  double weight_sum = 0.0;
-  for (int64_t begin = 0; begin < cols; begin += block_size) {
-    const int64_t count = cols - begin < block_size ? cols - begin : block_size;
-    const float here = block_max(x + begin, count);
-    if (here > best) {
-      exp_sum *= std::exp(static_cast<double>(best) - static_cast<double>(here));
-      best = here;
-    }
-    const float shift = best == -infinity ? 0.0f : best;  // -inf - -inf would be nan where exp is 0
-    float* exps = kept ? kept->values + begin : nullptr;
-    const BlockSums block = weights ? block_sums<T, true>(x + begin, count, shift, weights + begin, exps)
-                                    : block_sums<T, false>(x + begin, count, shift, nullptr, exps);
-    if (kept) {
-      kept->shifts[begin / block_size] = best;
-    }
-    exp_sum += block.exps;
-    total += block.shifted + block.weights * shift;
-    weight_sum += block.weights;
-  }
-  return {best, exp_sum, total - weight_sum * best};
 }
 
 template <class T>
@@ -153,33 +137,46 @@ struct Kept {
   Vec at(int64_t i, int count) const { return load(exps + i, count, 0.0f); }
 };
 
-// Writes values(i) for i in [0, count), vector by vector.
+// Elements before the first address that a streaming store can go to.
+template <class T>
+static int64_t elements_to_alignment(const T* out, int64_t count) {
+  const int64_t misaligned = static_cast<int64_t>(reinterpret_cast<uintptr_t>(out) % 64);
+  const int64_t head = misaligned == 0 ? 0 : (64 - misaligned) / static_cast<int64_t>(sizeof(T));
+  return head < count ? head : count;
+}
+
+template <class T, class Values>
+static void write_stored(T* out, int64_t begin, int64_t end, const Values& values) {
+  for (; begin + Vec::width <= end; begin += Vec::width) {
+    store(out + begin, values(begin));
+  }
+  if (begin < end) {
+    const int lanes = static_cast<int>(end - begin);
+    store(out + begin, values(begin, lanes), lanes);
+  }
+}
+
+template <class T, class Values>
+static inline void write_stride(T* out, int64_t begin, bool streaming, const Values& values) {
+  for (int64_t i = begin; i < begin + stride; i += Vec::width) {
+    if (streaming) {
+      stream(out + i, values(i));
+    } else {
+      store(out + i, values(i));
+    }
+  }
+}
+
+// Writes values(i) for i in [0, count). Streaming stores bypass the cache: they need an aligned address, and pay only
+// where whole cache lines are written.
 template <class T, class Values>
 static void write(T* out, int64_t count, bool streaming, const Values& values) {
-  int64_t i = 0;
-  if (streaming) {
-    // A streaming store needs an aligned address, and pays only where whole cache lines are written.
-    const int64_t misaligned = static_cast<int64_t>(reinterpret_cast<uintptr_t>(out) % 64);
-    int64_t head = misaligned == 0 ? 0 : (64 - misaligned) / static_cast<int64_t>(sizeof(T));
-    head = head < count ? head : count;
-    while (i < head) {
-      const int lanes = static_cast<int>(head - i < Vec::width ? head - i : Vec::width);
-      store(out + i, values(i, lanes), lanes);
-      i += lanes;
-    }
-    for (; i + stride <= count; i += stride) {
-      for (int u = 0; u < unroll; ++u) {
-        stream(out + i + u * Vec::width, values(i + u * Vec::width));
-      }
-    }
+  int64_t i = streaming ? elements_to_alignment(out, count) : 0;
+  write_stored(out, 0, i, values);
+  for (; i + stride <= count; i += stride) {
+    write_stride(out, i, streaming, values);
   }
-  for (; i + Vec::width <= count; i += Vec::width) {
-    store(out + i, values(i));
-  }
-  if (i < count) {
-    const int lanes = static_cast<int>(count - i);
-    store(out + i, values(i, lanes), lanes);
-  }
+  write_stored(out, i, count, values);
 }
 
 // Part of a gradient: elements begin to begin + count of the row, whose exponentials times `scale` are p * mass.
@@ -241,15 +238,93 @@ static void gradient_of_row(const void* row, int64_t cols, float max, const Grad
   write_gradient(exps, rule.row.scale, rule, 0, cols, static_cast<Out*>(out), streaming);
 }
 
+// What turns the kept exponentials of the block at `begin` into p * mass.
+static double scale_of_block(const PendingGradient& pending, int64_t begin) {
+  const double shift = pending.kept.shifts[begin / block_size];
+  return pending.rule.row.scale * std::exp(shift - static_cast<double>(pending.max));
+}
+
 template <class T>
-static void gradient_of_kept(const KeptExponentials& kept, int64_t cols, float max, const GradientRule& rule, void* out,
-                             bool streaming) {
+static void gradient_of_kept(const PendingGradient& pending, int64_t cols) {
   for (int64_t begin = 0; begin < cols; begin += block_size) {
     const int64_t count = cols - begin < block_size ? cols - begin : block_size;
-    const double shift = kept.shifts[begin / block_size];
-    const double scale = rule.row.scale * std::exp(shift - static_cast<double>(max));
-    write_gradient(Kept{kept.values + begin}, scale, rule, begin, count, static_cast<T*>(out), streaming);
+    write_gradient(Kept{pending.kept.values + begin}, scale_of_block(pending, begin), pending.rule, begin, count,
+                   static_cast<T*>(pending.out), pending.stream);
   }
+}
+
+struct Nothing {
+  void operator()(int64_t) const {}
+};
+
+// Writes one stride of a block of a gradient at a time, in step with a block of sums; `finish` writes the rest.
+template <class T>
+struct GradientAside {
+  PlainGradient<Kept> values;
+  T* out;
+  int64_t head, count;
+  bool streaming;
+
+  GradientAside(const PlainGradient<Kept>& v, T* o, int64_t n, bool s)
+      : values(v), out(o), head(s ? elements_to_alignment(o, n) : 0), count(n), streaming(s) {}
+
+  void operator()(int64_t i) const {
+    if (head + i + stride <= count) {
+      write_stride(out, head + i, streaming, values);
+    }
+  }
+  void finish() const {
+    write_stored(out, 0, head, values);
+    write_stored(out, head + (count - head) / stride * stride, count, values);
+  }
+};
+
+// The sums of a block and, if there is one, the same block of the gradient of the row before: reading, computing and
+// writing at the same time.
+template <class T>
+static BlockSums sums_and_gradient(const T* x, int64_t begin, int64_t count, float shift, const float* weights,
+                                   float* exps, const PendingGradient* pending) {
+  if (weights) {
+    return block_sums<T, true>(x, count, shift, weights, exps, Nothing{});
+  }
+  if (!pending) {
+    return block_sums<T, false>(x, count, shift, nullptr, exps, Nothing{});
+  }
+  const float scale = static_cast<float>(scale_of_block(*pending, begin));
+  const PlainGradient<Kept> values(Kept{pending->kept.values + begin}, scale, pending->rule, begin);
+  const GradientAside<T> aside(values, static_cast<T*>(pending->out) + begin, count, pending->stream);
+  const BlockSums sums = block_sums<T, false>(x, count, shift, nullptr, exps, aside);
+  aside.finish();
+  return sums;
+}
+
+template <class T>
+static RowSums row_sums(const void* row, int64_t cols, const float* weights, const KeptExponentials* kept,
+                        const PendingGradient* pending) {
+  const T* x = static_cast<const T*>(row);
+  float best = -infinity;
+  double exp_sum = 0.0;
+  double total = 0.0;  // sum of w x
+  double weight_sum = 0.0;
+  for (int64_t begin = 0; begin < cols; begin += block_size) {
+    const int64_t count = cols - begin < block_size ? cols - begin : block_size;
+    const float here = block_max(x + begin, count);
+    if (here > best) {
+      exp_sum *= std::exp(static_cast<double>(best) - static_cast<double>(here));
+      best = here;
+    }
+    const float shift = best == -infinity ? 0.0f : best;  // -inf - -inf would be nan where exp is 0
+    float* exps = kept ? kept->values + begin : nullptr;
+    const BlockSums block = sums_and_gradient(x + begin, begin, count, shift, weights ? weights + begin : nullptr,
+                                              exps, pending);
+    if (kept) {
+      kept->shifts[begin / block_size] = best;
+    }
+    exp_sum += block.exps;
+    total += block.shifted + block.weights * shift;
+    weight_sum += block.weights;
+  }
+  return {best, exp_sum, total - weight_sum * best};
 }
 
 // tanh(u) for |u| < 5/8 as u + u^3 P(u^2), P minimax: the quotient of exponentials below loses the digits of small u.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from pyseq.criterions.criterion import Criterion
+from pyseq.criterions.fused_cross_entropy import FusedCrossEntropy
 from pyseq.registry import Registry, import_siblings
 
-__all__ = ["CRITERIONS", "Criterion", "build_criterion", "register_criterion"]
+__all__ = ["CRITERIONS", "Criterion", "FusedCrossEntropy", "build_criterion", "register_criterion"]
 
 CRITERIONS = Registry("criterion", Criterion, default="cross_entropy")
 register_criterion = CRITERIONS.register

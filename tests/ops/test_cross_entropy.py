@@ -282,7 +282,7 @@ def test_shapes_and_reductions_against_torch(backend: str, shape: tuple[int, ...
     for reduction in ("none", "sum", "mean"):
         options = {"reduction": reduction, "ignore_index": 1, "label_smoothing": 0.1}
         with running_on(backend) as device:
-            got = ops.cross_entropy(logits.to(device), target.to(device), **options)  # type: ignore[arg-type]
+            got = ops.cross_entropy(logits.to(device), target.to(device), class_dim=-1, **options)  # type: ignore[arg-type]
         want = F.cross_entropy(logits.reshape(-1, classes).double(), target.view(-1), **options)  # type: ignore[arg-type]
         assert got.shape == (shape if reduction == "none" else ())
         torch.testing.assert_close(got.cpu().view(-1).double(), want.view(-1), rtol=1e-6, atol=1e-6)

@@ -45,14 +45,21 @@ def test_second_derivative_is_refused() -> None:
 
 
 @needs_core
-def test_logits_changed_between_forward_and_backward_are_noticed() -> None:
+def test_logits_changed_between_forward_and_backward_are_noticed_where_they_are_read_again() -> None:
     logits, target = some(4, 6)
-    x = logits.requires_grad_() * 1
     with ops.backend("cpp"):
+        x = logits.requires_grad_() * 1
+        loss = ops.cross_entropy(x, target, reduction="none").sum()
+        x.add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+        (want,) = torch.autograd.grad(ops.cross_entropy(logits, target), logits)
+        x = logits * 1
         loss = ops.cross_entropy(x, target)
-    x.add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
+        x.add_(1)
+        assert torch.equal(torch.autograd.grad(loss, logits, retain_graph=True)[0], want)  # it was there already
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.grad(loss, logits)
 
 
 @needs_core
@@ -83,7 +90,8 @@ def test_compiles_to_one_graph(backend: str) -> None:
             want[0].backward()
             got[0].backward()
             assert all(torch.equal(a, b) for a, b in zip(want, got))
-            assert torch.equal(eager_leaf.grad, leaf.grad)  # type: ignore[arg-type]
+            # The graph reads the logits again for their gradient: its exponentials may be rounded otherwise.
+            torch.testing.assert_close(leaf.grad, eager_leaf.grad, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -102,7 +110,7 @@ def test_bad_arguments_are_told() -> None:
     wrong: list[tuple[type[Exception], str, tuple[Tensor, Tensor], dict[str, object]]] = [
         (ValueError, "do not fit", (logits, target[:3]), {}),
         (ValueError, "do not fit", (logits, target.view(4, 1)), {}),
-        (ValueError, "do not fit", (logits.sum(), target), {}),
+        (ValueError, "0-d", (logits.sum(), target), {}),
         (TypeError, "floating-point", (logits.long(), target), {}),
         (TypeError, "integer", (logits, target.float()), {}),
         (ValueError, "meta", (logits, target.to("meta")), {}),

@@ -88,7 +88,7 @@ def reference(logits: Tensor, target: Tensor, options: Options, ignore_index: in
 
     Ignored rows are replaced, not multiplied by 0: 0 times inf would be nan, in the loss and in the gradient.
     """
-    rows, classes = logits.shape
+    classes = logits.size(1)
     ignored = target == ignore_index
     if logits.device.type == "cpu" and not torch.compiler.is_compiling():
         bad = ((target < 0) | (target >= classes)) & ~ignored
@@ -98,8 +98,7 @@ def reference(logits: Tensor, target: Tensor, options: Options, ignore_index: in
     if classes == 0:  # every row is ignored
         zero = x.sum(dim=1)
         return CrossEntropyRows(zero, zero.detach(), torch.zeros_like(ignored), zero.detach())
-    if options.soft_cap != 0.0:
-        x = options.soft_cap * torch.tanh(x / options.soft_cap)
+    x = _capped(x, options)
     y = target.masked_fill(ignored, 0)
     log_probs = torch.log_softmax(x, dim=1)
     nll = -log_probs.gather(1, y.unsqueeze(1)).squeeze(1)
@@ -110,6 +109,25 @@ def reference(logits: Tensor, target: Tensor, options: Options, ignore_index: in
         loss = loss + z_loss
     loss, nll, z_loss = (part.masked_fill(ignored, 0.0) for part in (loss, nll, z_loss))
     return CrossEntropyRows(loss, nll.detach(), (x.argmax(dim=1) == target) & ~ignored, z_loss.detach())
+
+
+def reference_of_probabilities(logits: Tensor, target: Tensor, options: Options) -> Tensor:
+    """The losses [...] of [..., V] logits against probabilities [..., V], in plain torch.
+
+    The target distribution is smoothed as that of a class is: nll_weight target + smooth_weight.
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    x = _capped(logits.to(dtype), options)
+    nll_weight, smooth_weight = options.smoothing_weights(x.size(-1))
+    q = nll_weight * target.to(dtype) + smooth_weight
+    if options.weight is not None:
+        q = q * options.weight
+    loss = -(q * torch.log_softmax(x, dim=-1)).sum(dim=-1)
+    return loss if options.z_loss == 0.0 else loss + options.z_loss * torch.logsumexp(x, dim=-1).square()
+
+
+def _capped(x: Tensor, options: Options) -> Tensor:
+    return x if options.soft_cap == 0.0 else options.soft_cap * torch.tanh(x / options.soft_cap)
 
 
 def _smoothed(log_probs: Tensor, nll: Tensor, y: Tensor, options: Options) -> Tensor:
