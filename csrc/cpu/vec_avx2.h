@@ -138,7 +138,7 @@ struct Bits {
 };
 
 static inline Bits load_bits(const uint32_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
-static inline void store_bits(uint32_t* p, Bits a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.lanes); }
+static inline void store_bits(void* p, Bits a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a.lanes); }
 static inline Bits low_halves(Bits a) { return {_mm256_and_si256(a.lanes, _mm256_set1_epi32(0xffff))}; }
 static inline Bits high_halves(Bits a) { return {_mm256_srli_epi32(a.lanes, 16)}; }
 
@@ -189,6 +189,12 @@ static inline void store_stochastically(bf16* p, Vec a, Bits random, int count) 
   bf16 values[Vec::width];
   store_stochastically(values, a, random);
   std::memcpy(p, values, static_cast<size_t>(count) * sizeof(bf16));
+}
+
+// Lanes whose 16 bits of `halves`, as a number, are above limit (-1 to 65535); 0 elsewhere.
+static inline Vec keep_above(Vec a, const uint16_t* halves, int limit) {
+  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves)));
+  return _mm256_and_ps(_mm256_castsi256_ps(_mm256_cmpgt_epi32(wide, _mm256_set1_epi32(limit))), a.lanes);
 }
 
 }  // namespace avx2

@@ -125,7 +125,7 @@ struct Bits {
 };
 
 static inline Bits load_bits(const uint32_t* p) { return {_mm512_loadu_si512(p)}; }
-static inline void store_bits(uint32_t* p, Bits a) { _mm512_storeu_si512(p, a.lanes); }
+static inline void store_bits(void* p, Bits a) { _mm512_storeu_si512(p, a.lanes); }
 static inline Bits low_halves(Bits a) { return {_mm512_and_si512(a.lanes, _mm512_set1_epi32(0xffff))}; }
 static inline Bits high_halves(Bits a) { return {_mm512_srli_epi32(a.lanes, 16)}; }
 
@@ -174,6 +174,13 @@ static inline void store_stochastically(bf16* p, Vec a, Bits random) {
 }
 static inline void store_stochastically(bf16* p, Vec a, Bits random, int count) {
   _mm256_mask_storeu_epi16(p, first(count), narrow_stochastically(a, random));
+}
+
+// Lanes whose 16 bits of `halves`, as a number, are above limit (-1 to 65535); 0 elsewhere.
+static inline Vec keep_above(Vec a, const uint16_t* halves, int limit) {
+  const __m256i numbers = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(halves));
+  const __m512i wide = _mm512_cvtepu16_epi32(numbers);
+  return _mm512_maskz_mov_ps(_mm512_cmpgt_epi32_mask(wide, _mm512_set1_epi32(limit)), a.lanes);
 }
 
 }  // namespace avx512

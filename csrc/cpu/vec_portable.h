@@ -127,7 +127,7 @@ static inline Bits load_bits(const uint32_t* p) {
   std::memcpy(&a.lanes, p, sizeof a.lanes);
   return a;
 }
-static inline void store_bits(uint32_t* p, Bits a) { std::memcpy(p, &a.lanes, sizeof a.lanes); }
+static inline void store_bits(void* p, Bits a) { std::memcpy(p, &a.lanes, sizeof a.lanes); }
 static inline Bits low_halves(Bits a) { return {a.lanes & 0xffffu}; }
 static inline Bits high_halves(Bits a) { return {a.lanes >> 16}; }
 
@@ -165,6 +165,12 @@ static inline void store_stochastically(bf16* p, Vec a, Bits random, int count =
   for (int i = 0; i < count; ++i) {
     p[i].bits = static_cast<uint16_t>(round_stochastically(bits_of(a.lanes[i]), random.lanes[i] & 0xffffu));
   }
+}
+
+// Lanes whose 16 bits of `halves`, as a number, are above limit (-1 to 65535); 0 elsewhere.
+static inline Vec keep_above(Vec a, const uint16_t* halves, int limit) {
+  const Int4 wide = {halves[0], halves[1], halves[2], halves[3]};
+  return wide > limit ? a.lanes : Float4{};
 }
 
 }  // namespace portable

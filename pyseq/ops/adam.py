@@ -18,21 +18,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyseq.ops import dispatch
+from pyseq.ops.gpu_memory import UploadedTable, stream_of, workspace
+from pyseq.ops.random import random_words
 from pyseq.ops.remainder import join_master, split_master
-from pyseq.ops.segments import AdamPlan, Columns, check_columns
+from pyseq.ops.segments import AdamPlan, Columns, check_columns, is_dense
 
 EpsMode = Literal["torch", "fairseq"]
 GRADS = 1  # the place of gradients among the columns
 EXTRA_NUMBERS = {None: 0, torch.float32: 1, torch.int16: 2}  # masters, remainders; as in csrc/cpu/adam.h
-SEED_MASK = (1 << 64) - 1
 
-dispatch.register_operation("adam", cpp=dispatch.KERNEL_DTYPES)
+dispatch.register_operation(
+    "adam", cpp=dispatch.KERNEL_DTYPES, triton=dispatch.KERNEL_DTYPES, cuda=dispatch.KERNEL_DTYPES
+)
 
 
 class Rule(NamedTuple):
@@ -73,7 +76,7 @@ class Kernel:
         ``factor``, ``grad_scale`` and ``found_inf`` are tensors or None.
 
         Stochastic rounding (bf16 states): with t the number of this step (``step`` + 1) and i the place of an element
-        in its tensor (rows are whole tensors then), word i of the random stream (``seed``, t << 32 | ``key``) of
+        in its row (which is a whole tensor then), word i of the random stream (``seed``, t << 32 | ``key``) of
         csrc/math/random.h rounds exp_avg with its low 16 bits and exp_avg_sq with its high 16 bits. p is updated from
         the numbers before they are rounded. max_exp_avg_sq is the larger of what is stored and the rounded exp_avg_sq.
         """
@@ -83,27 +86,71 @@ class Kernel:
 class CppKernel(Kernel):
     @staticmethod
     def update(plan: AdamPlan, rule: Rule, scalars: Scalars) -> None:
-        lr = scalars.lr
-        dtypes = plan.dtypes
         dispatch.required_core().adam(
             plan.table.data_ptr(),
             len(plan.table),
-            *(dispatch.DTYPE_NUMBERS[dtype] for dtype in dtypes[:3]),
-            EXTRA_NUMBERS[dtypes.extra],
-            *rule[:4],
-            rule.decoupled,
-            rule.eps_mode == "torch",
-            rule.maximize,
-            rule.zero_grads,
-            rule.seed & SEED_MASK,
-            scalars.step.data_ptr(),
-            0.0 if isinstance(lr, Tensor) else lr,
-            *(value.data_ptr() if isinstance(value, Tensor) else 0 for value in (lr, *scalars[2:])),
+            *_dtype_numbers(plan),
+            *_numbers(rule, scalars),
             torch.get_num_threads(),
         )
 
 
-KERNELS: dict[str, type[Kernel]] = {"cpp": CppKernel}
+class TritonKernel(Kernel):
+    @staticmethod
+    def update(plan: AdamPlan, rule: Rule, scalars: Scalars) -> None:
+        from pyseq.kernels import adam as kernels
+
+        kernels.update(plan.table, plan.dtypes, plan.cache, rule, scalars)
+
+
+class CudaKernel(Kernel):
+    @staticmethod
+    def update(plan: AdamPlan, rule: Rule, scalars: Scalars) -> None:
+        native, device, dtypes = dispatch.required_cuda(), scalars.step.device, _dtype_numbers(plan)
+        if plan.cache.get("dtypes") != dtypes:
+            segments = torch.empty(len(plan.table), 9, dtype=torch.int64)
+            chunks = native.adam_segments(plan.table.data_ptr(), len(segments), *dtypes, segments.data_ptr())
+            plan.cache.update(dtypes=dtypes, segments=segments, chunks=chunks, uploaded=UploadedTable())
+        segments = plan.cache["segments"]
+        with torch.cuda.device(device):
+            stream = stream_of(device)
+            uploaded = None
+            if len(segments) > native.adam_inline_segments:
+                uploaded = plan.cache["uploaded"].get(segments, device, stream)
+            native.adam(
+                segments.data_ptr(),
+                0 if uploaded is None else uploaded.data_ptr(),
+                len(segments),
+                plan.cache["chunks"],
+                *dtypes,
+                *_numbers(rule, scalars),
+                workspace(device, stream).data_ptr(),
+                stream,
+            )
+
+
+def _dtype_numbers(plan: AdamPlan) -> tuple[int, ...]:
+    """The dtypes of parameters, gradients, states and masters or remainders as the core and the CUDA kernels know them."""
+    return *(dispatch.DTYPE_NUMBERS[dtype] for dtype in plan.dtypes[:3]), EXTRA_NUMBERS[plan.dtypes.extra]
+
+
+def _numbers(rule: Rule, scalars: Scalars) -> tuple[Any, ...]:
+    """The rule and the addresses of scalars, in the order in which the core and the CUDA kernels take them."""
+    lr = scalars.lr
+    return (
+        *rule[:4],
+        rule.decoupled,
+        rule.eps_mode == "torch",
+        rule.maximize,
+        rule.zero_grads,
+        rule.seed,
+        scalars.step.data_ptr(),
+        0.0 if isinstance(lr, Tensor) else lr,
+        *(value.data_ptr() if isinstance(value, Tensor) else 0 for value in (lr, *scalars[2:])),
+    )
+
+
+KERNELS: dict[str, type[Kernel]] = {"cpp": CppKernel, "triton": TritonKernel, "cuda": CudaKernel}
 
 
 @torch.no_grad()
@@ -158,23 +205,30 @@ def adam_(
         ValueError: lengths, shapes, devices or options do not fit.
     """
     rule = Rule(beta1, beta2, eps, weight_decay, decoupled, eps_mode, maximize, zero_grads, seed)
-    columns = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, _only(masters, remainders))
+    columns = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, _extras(masters, remainders))
     _check_rule(rule)
     scalars = _scalars(step, lr, factor, grad_scale, found_inf)
+    if params and params[0].device != step.device:
+        raise ValueError(f"step is on {step.device}, params[0] on {params[0].device}")
     chosen = dispatch.choose("adam", step.device.type, params[0].dtype if params else torch.float32)
     if chosen == "torch":
         check_columns(columns)
         reference(columns, rule, scalars)
-        return
-    plan = AdamPlan() if plan is None else plan
+    elif torch.compiler.is_compiling():
+        _call_operator(columns, rule, scalars)
+    else:
+        _update(KERNELS[chosen], AdamPlan() if plan is None else plan, columns, rule, scalars)
+        # Autograd has to know that what it may have saved has changed.
+        torch.autograd.graph.increment_version(params)
+
+
+def _update(kernel: type[Kernel], plan: AdamPlan, columns: Columns, rule: Rule, scalars: Scalars) -> None:
     copies = plan.update(columns)
-    if params and plan.device != step.device:
-        raise ValueError(f"step is on {step.device}, params[0] on {plan.device}")
-    KERNELS[chosen].update(plan, rule, scalars)
+    kernel.update(plan, rule, scalars)
     for place, tensor, copy in copies:
         if place != GRADS:
             tensor.copy_(copy)
-        elif zero_grads:
+        elif rule.zero_grads:
             tensor.zero_()
 
 
@@ -192,13 +246,22 @@ def reference(columns: Columns, rule: Rule, scalars: Scalars) -> None:
         if target is not None:
             target.copy_(torch.where(skip, target, value.to(target.dtype)))
 
+    def rounded(value: Tensor, dtype: torch.dtype, key: int, shift: int) -> Tensor:
+        """``value`` as a state: rounded stochastically if that is bf16."""
+        if dtype != torch.bfloat16:
+            return value
+        seed = torch.tensor([rule.seed], device=t.device)
+        number = (t.long().view(1) << 32) | key
+        words = in_memory_order(random_words(seed, number, value.numel()), columns[0][key])  # type: ignore[index]
+        return round_stochastically(value, (words >> shift) & 0xFFFF)
+
     for i, param in enumerate(columns[0] or ()):
         _, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, extra = (None if c is None else c[i] for c in columns)
         assert grad is not None and exp_avg is not None and exp_avg_sq is not None
         dtype = torch.promote_types(param.dtype, torch.float32)
         p = param.to(dtype) if extra is None else extra if extra.dtype == dtype else join_master(param, extra)
         g = grad.to(dtype) * factor.to(dtype) * (-1 if rule.maximize else 1)
-        if rule.decoupled:
+        if rule.weight_decay != 0 and rule.decoupled:
             p = p - (scalars.lr * rule.weight_decay) * p
         elif rule.weight_decay != 0:
             g = g + rule.weight_decay * p
@@ -206,12 +269,13 @@ def reference(columns: Columns, rule: Rule, scalars: Scalars) -> None:
         v = rule.beta2 * exp_avg_sq.to(dtype) + (1 - rule.beta2) * g * g
         largest = v if max_exp_avg_sq is None else torch.maximum(max_exp_avg_sq.to(dtype), v)
         p = p - size.to(dtype) * m / (largest.sqrt() / divisor + rule.eps)
+        m, v = rounded(m, exp_avg.dtype, i, 0), rounded(v, exp_avg.dtype, i, 16)
         write(exp_avg, m)
         write(exp_avg_sq, v)
-        write(max_exp_avg_sq, largest)
+        write(max_exp_avg_sq, v if max_exp_avg_sq is None else torch.maximum(max_exp_avg_sq.to(dtype), v))
         if extra is not None and extra.dtype == torch.int16:
-            rounded, remainder = split_master(p)
-            write(param, rounded)
+            high, remainder = split_master(p)
+            write(param, high)
             write(extra, remainder)
         else:
             write(param, p)
@@ -221,9 +285,35 @@ def reference(columns: Columns, rule: Rule, scalars: Scalars) -> None:
     scalars.step.add_(skip.logical_not())
 
 
-def _only(masters: Sequence[Tensor] | None, remainders: Sequence[Tensor] | None) -> Sequence[Tensor] | None:
+def in_memory_order(values: Tensor, like: Tensor) -> Tensor:
+    """``values`` [n] as a tensor of the shape of ``like``, in the order of its elements in memory if it is dense."""
+    if like.is_contiguous() or not is_dense(like):
+        return values.view(like.shape)
+    out = torch.empty_like(like, dtype=values.dtype, memory_format=torch.preserve_format)
+    out.as_strided(values.shape, (1,)).copy_(values)
+    return out
+
+
+def round_stochastically(value: Tensor, random: Tensor) -> Tensor:
+    """An fp32 ``value`` rounded to bf16: up with the probability of the distance to the number below.
+
+    ``random`` has 16 random bits for each element, as an integer.
+    Finite stays finite, and nan stays nan. Returned in the dtype of ``value``.
+    """
+    bits = value.view(torch.int32)
+    up = bits + random.to(torch.int32)
+    exponent = 0x7F800000
+    bits = torch.where(value.isfinite() & (up & exponent != exponent), up, bits)
+    bits = torch.where(value.isnan(), bits | 0x400000, bits)
+    return (bits >> 16).to(torch.int16).view(torch.bfloat16).to(value.dtype)
+
+
+def _extras(masters: Sequence[Tensor] | None, remainders: Sequence[Tensor] | None) -> Sequence[Tensor] | None:
     if masters is not None and remainders is not None:
         raise ValueError("masters and remainders are two ways to keep the same bits: give one of them")
+    for name, tensors, dtype in (("masters", masters, torch.float32), ("remainders", remainders, torch.int16)):
+        if tensors and tensors[0].dtype != dtype:
+            raise TypeError(f"{name} must be {dtype}, not {tensors[0].dtype}")
     return masters if remainders is None else remainders
 
 
@@ -234,6 +324,8 @@ def _check_rule(rule: Rule) -> None:
     for name in ("eps", "weight_decay"):
         if not 0 <= getattr(rule, name) < math.inf:
             raise ValueError(f"{name} must be a finite number of at least 0, not {getattr(rule, name)}")
+    if not 0 <= rule.seed < 1 << 63:
+        raise ValueError(f"seed must be in [0, 2^63), not {rule.seed}")
     if rule.eps_mode not in ("torch", "fairseq"):
         raise ValueError(f"eps_mode must be 'torch' or 'fairseq', not {rule.eps_mode!r}")
 
@@ -256,3 +348,38 @@ def _scalar(name: str, value: Tensor, device: torch.device) -> Tensor:
     if value.numel() != 1:
         raise ValueError(f"{name} must have one element, not shape {tuple(value.shape)}")
     return value.detach().to(device, torch.float32, non_blocking=True).reshape(())
+
+
+# The same for torch.compile, which needs an operator that it can see. Lists that are absent are empty.
+_library = torch.library.Library("pyseq", "FRAGMENT")
+_library.define(
+    "adam_(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, "
+    "Tensor(e!)[] max_exp_avg_sqs, Tensor(f!)[] extras, Tensor(g!) step, Tensor? lr_tensor, float lr, Tensor? factor, "
+    "Tensor? grad_scale, Tensor? found_inf, float beta1, float beta2, float eps, float weight_decay, bool decoupled, "
+    "str eps_mode, bool maximize, bool zero_grads, int seed) -> ()"
+)
+
+
+def _call_operator(columns: Columns, rule: Rule, scalars: Scalars) -> None:
+    lists = [[] if column is None else list(column) for column in columns]
+    lr = (scalars.lr, 0.0) if isinstance(scalars.lr, Tensor) else (None, scalars.lr)
+    torch.ops.pyseq.adam_(*lists, scalars.step, *lr, *scalars[2:], *rule)
+
+
+def _operator(*arguments: Any) -> None:
+    lists, (step, lr_tensor, lr, *others), rule = arguments[:6], arguments[6:12], Rule(*arguments[12:])
+    columns = [column if place < 4 or column else None for place, column in enumerate(lists)]
+    scalars = Scalars(step, lr if lr_tensor is None else lr_tensor, *others)
+    chosen = dispatch.choose("adam", step.device.type, lists[0][0].dtype if lists[0] else torch.float32)
+    if chosen == "torch":
+        reference(columns, rule, scalars)
+    else:
+        _update(KERNELS[chosen], AdamPlan(), columns, rule, scalars)
+
+
+_library.impl("adam_", _operator, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("pyseq::adam_", lib=_library)
+def _(*arguments: Any) -> None:
+    return None

@@ -30,6 +30,7 @@ ENVIRONMENT_VARIABLE = "PYSEQ_BACKEND"
 # The dtypes that the core is told by number; the numbers are those of csrc/cpu/dtype.h.
 DTYPE_NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 KERNEL_DTYPES = frozenset(DTYPE_NUMBERS)
+LEAST_CAPABILITY = 8  # of a GPU: the oldest that CMakeLists.txt compiles csrc/cuda for is sm_80
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,24 @@ def required_core() -> ModuleType:
     return native
 
 
+@functools.cache
+def cuda() -> ModuleType | None:
+    """``pyseq._cuda``, or None where it was not built or cannot be loaded."""
+    try:
+        return importlib.import_module("pyseq._cuda")
+    except ImportError:
+        return None
+
+
+def required_cuda() -> ModuleType:
+    """``pyseq._cuda``. Raises ConfigError where it was not built, cannot be loaded or sees no device."""
+    found = status("cuda")
+    native = cuda()
+    if native is None or not found.available:
+        raise ConfigError(found.detail)
+    return native
+
+
 def interpreting() -> bool:
     """Whether Triton kernels run in Triton's interpreter, on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET") == "1"
@@ -111,7 +130,18 @@ def _triton_status() -> Status:
 
 
 def _cuda_status() -> Status:
-    return Status(False, "not built: this version only compiles csrc/cuda as a test, and loads no CUDA library")
+    native = cuda()
+    if native is None:
+        if importlib.util.find_spec("pyseq._cuda") is None:
+            return Status(False, "pyseq._cuda is not built: run `pip install .` in the checkout where nvcc is found")
+        return Status(False, "pyseq._cuda is built, but cannot be loaded: run `python -c 'import pyseq._cuda'`")
+    version = f"{native.runtime_version // 1000}.{native.runtime_version % 1000 // 10}"
+    if not torch.cuda.is_available():
+        return Status(False, f"pyseq._cuda is built with CUDA {version}, but no CUDA device is visible to torch")
+    major, minor = torch.cuda.get_device_capability()
+    if major < LEAST_CAPABILITY:
+        return Status(False, f"{torch.cuda.get_device_name()} is of compute capability {major}.{minor}: 8.0 is needed")
+    return Status(True, f"CUDA {version} on {torch.cuda.get_device_name()}")
 
 
 def serves(backend: str, device_type: str) -> bool:

@@ -19,12 +19,18 @@ import torch
 from torch import Tensor
 
 from pyseq.ops import dispatch
+from pyseq.ops.gpu_memory import UploadedTable, stream_of, workspace
 from pyseq.ops.segments import DLPACK_DEVICES, dlpack_device, is_dense
 
 DTYPE_NUMBERS = {**dispatch.DTYPE_NUMBERS, torch.float64: 3}
 CLIP_EPS = 1e-6
 
-dispatch.register_operation("grad_norm", cpp=frozenset(DTYPE_NUMBERS))
+dispatch.register_operation(
+    "grad_norm",
+    cpp=frozenset(DTYPE_NUMBERS),
+    triton=frozenset(DTYPE_NUMBERS),
+    cuda=frozenset(DTYPE_NUMBERS),
+)
 
 
 class GradNorm(NamedTuple):
@@ -53,6 +59,8 @@ def grad_norm(tensors: Sequence[Tensor], *, max_norm: float | None = None, scale
         ValueError: tensors on several devices, or ``max_norm`` that is negative or nan.
     """
     _check_max_norm(max_norm)
+    if torch.compiler.is_compiling():
+        return norm_from_squares(sum_of_squares(tensors), max_norm=max_norm, scale=scale)
     memory = _memory_of(tensors)
     kernel, scale = _kernel(memory), _scale_on(memory.device, scale)
     if kernel is None:
@@ -66,6 +74,9 @@ def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
 
     Arguments and errors are those of :func:`grad_norm`.
     """
+    if torch.compiler.is_compiling():
+        total: Tensor = torch.ops.pyseq.sum_of_squares(list(tensors))
+        return total
     memory = _memory_of(tensors)
     kernel = _kernel(memory)
     if kernel is None:
@@ -134,7 +145,64 @@ class CppKernel(Kernel):
         return torch.tensor(total, dtype=torch.float64)
 
 
-KERNELS: dict[str, type[Kernel]] = {"cpp": CppKernel}
+class TritonKernel(Kernel):
+    @staticmethod
+    def grad_norm(table: Tensor, device: torch.device, max_norm: float | None, scale: Tensor | float) -> Tensor:
+        from pyseq.kernels import grad_norm as kernels
+
+        out = torch.empty(3, device=device)
+        kernels.grad_norm(table, None, scale, max_norm, out)
+        return out
+
+    @staticmethod
+    def sum_of_squares(table: Tensor, device: torch.device) -> Tensor:
+        from pyseq.kernels import grad_norm as kernels
+
+        squares = torch.empty((), dtype=torch.float64, device=device)
+        kernels.grad_norm(table, squares, 1.0, None, None)
+        return squares
+
+
+class CudaKernel(Kernel):
+    @staticmethod
+    def grad_norm(table: Tensor, device: torch.device, max_norm: float | None, scale: Tensor | float) -> Tensor:
+        out = torch.empty(3, device=device)
+        number, address = (1.0, scale.data_ptr()) if isinstance(scale, Tensor) else (scale, 0)
+        _launch_cuda(table, device, number, address, -1.0 if max_norm is None else max_norm, 0, out.data_ptr())
+        return out
+
+    @staticmethod
+    def sum_of_squares(table: Tensor, device: torch.device) -> Tensor:
+        squares = torch.empty((), dtype=torch.float64, device=device)
+        _launch_cuda(table, device, 1.0, 0, -1.0, squares.data_ptr(), 0)
+        return squares
+
+
+_uploaded_segments = UploadedTable()
+
+
+def _launch_cuda(table: Tensor, device: torch.device, *scale_and_results: float) -> None:
+    native = dispatch.required_cuda()
+    segments = torch.empty(len(table), 4, dtype=torch.int64)
+    count, packs = native.norm_segments(table.data_ptr(), len(table), segments.data_ptr())
+    with torch.cuda.device(device):
+        stream = stream_of(device)
+        uploaded = None
+        if count > native.norm_inline_segments:
+            uploaded = _uploaded_segments.get(segments[:count], device, stream)
+        native.grad_norm(
+            segments.data_ptr(),
+            0 if uploaded is None else uploaded.data_ptr(),
+            count,
+            packs,
+            *scale_and_results[:3],
+            workspace(device, stream).data_ptr(),
+            *scale_and_results[3:],
+            stream,
+        )
+
+
+KERNELS: dict[str, type[Kernel]] = {"cpp": CppKernel, "triton": TritonKernel, "cuda": CudaKernel}
 
 
 class _Memory(NamedTuple):
@@ -190,3 +258,14 @@ def _scale_on(device: torch.device, scale: Tensor | float) -> Tensor | float:
     if scale.numel() != 1:
         raise ValueError(f"scale must have one element, not shape {tuple(scale.shape)}")
     return scale.detach().to(device, torch.float32, non_blocking=True).reshape(())
+
+
+# The same for torch.compile, which needs an operator that it can see.
+_library = torch.library.Library("pyseq", "FRAGMENT")
+_library.define("sum_of_squares(Tensor[] tensors) -> Tensor")
+_library.impl("sum_of_squares", sum_of_squares, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("pyseq::sum_of_squares", lib=_library)
+def _(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.empty((), dtype=torch.float64, device=_common_device(tensors))

@@ -1,0 +1,1 @@
+#include "cpu/dropout_elements.h"

@@ -1,0 +1,57 @@
+"""Tables of memory in Triton: kernels that run over many tensors in one launch.
+
+A table is int64 [rows, WIDTH] on the device; its last column is the number of the row's first chunk, counted over all rows.
+A program works on one chunk.
+"""
+
+from __future__ import annotations
+
+import struct
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+def with_chunks(table: Tensor, numel_column: int, chunk: int) -> tuple[Tensor, int]:
+    """``table`` (on the CPU) without rows of no elements and with the column of first chunks; and how many there are."""
+    table = table[table[:, numel_column] > 0]
+    counts = (table[:, numel_column] + (chunk - 1)) // chunk
+    ends = counts.cumsum(0)
+    return torch.cat([table, (ends - counts).unsqueeze(1)], dim=1), int(ends[-1]) if len(table) else 0
+
+
+def search_steps(rows: int) -> int:
+    """The halvings that find one row among ``rows``."""
+    return max(rows - 1, 0).bit_length()
+
+
+def device_of(tensor: Tensor) -> AbstractContextManager[object]:
+    """Kernels are launched on the current device: make it the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def bits_of(number: float) -> int:
+    """The bits of a double. Triton would take a Python float for fp32."""
+    return int(struct.unpack("<q", struct.pack("<d", number))[0])
+
+
+@triton.jit
+def double_of(bits):
+    """The double with these bits (int64, or int32 where they are few)."""
+    return bits.to(tl.int64).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def row_of_chunk(table, rows, steps, chunk, WIDTH: tl.constexpr):
+    """A pointer to the row whose chunk this is."""
+    low = chunk * 0
+    high = low + rows - 1
+    for _ in range(steps):
+        middle = (low + high + 1) // 2
+        here = tl.load(table + middle * WIDTH + (WIDTH - 1)) <= chunk
+        low = tl.where(here, middle, low)
+        high = tl.where(here, high, middle - 1)
+    return table + low * WIDTH
