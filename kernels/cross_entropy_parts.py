@@ -14,7 +14,7 @@ import triton.language as tl
 
 @triton.jit
 def tanh(u):
-    """Within two units of the last place. Near 0, where 1 - exp(-2u) cancels, (tanh(u) / u - 1) / u^2 as a polynomial."""
+    """Within two units of the last place. Near 0, where 1 - exp(-2u) cancels, by a polynomial fitted to it."""
     s = u * u
     p = ((-0.00627639 * s + 0.02111621) * s - 0.05387514) * s + 0.13332924
     near = u + u * (s * (p * s - 0.3333333))

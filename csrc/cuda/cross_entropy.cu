@@ -1,10 +1,11 @@
-// Softmax cross-entropy: what is read and written, by whom, and in which order. The rule is in math/cross_entropy.h, the
-// launches are in cross_entropy_launch.h.
+// Softmax cross-entropy: what is read and written, by whom, and in which order. The rule is in math/cross_entropy.h,
+// the launches are in cross_entropy_launch.h.
 //
-// Loss and gradient need a row twice, once for its sums and once for the gradient. Its bytes pass the memory bus once each
-// way if the second look finds them in shared memory. Elements cost about 14 instructions and two exponentials, half of
-// what a multiprocessor can do in the time that memory takes; so there is one pass for maximum and sums (a running
-// maximum, moved once for a batch of 16-byte loads) and no division, branch or double in it. Doubles appear once a row.
+// Loss and gradient need a row twice, once for its sums and once for the gradient. Its bytes pass the memory bus once
+// each way if the second look finds them in shared memory. Elements cost about 14 instructions and two exponentials,
+// half of what a multiprocessor can do in the time that memory takes; so there is one pass for maximum and sums (a
+// running maximum, moved once for a batch of 16-byte loads) and no division, branch or double in it. Doubles appear
+// once a row.
 #include "cuda/cross_entropy.h"
 
 #include <cooperative_groups.h>
@@ -116,8 +117,8 @@ __device__ inline Part scan(const T* x, const Layout<T>& layout, const Kept<T>& 
   return sums.part();
 }
 
-// Writes a thread's share of the gradient of a slice. Packs are aligned for the store; they are so for the load too unless
-// the rows of the two matrices begin differently.
+// Writes a thread's share of the gradient of a slice. Packs are aligned for the store; they are so for the load too
+// unless the rows of the two matrices begin differently.
 template <bool any_kept, class T, Options options>
 __device__ inline void write_gradient(const T* x, T* out, int count, const Kept<T>& kept, const Gradient& rule,
                                       const Elements<options>& elements, int thread, int threads) {
@@ -344,8 +345,8 @@ __global__ void __launch_bounds__(max_threads, 2) gradient_kernel(const __grid_c
   }
 }
 
-// Multiplies a gradient by a number. Ignored rows stay 0, which inf times 0 would not. The grid is small, so that little is
-// done where the number is 1.
+// Multiplies a gradient by a number. Ignored rows stay 0, which inf times 0 would not. The grid is small, so that
+// little is done where the number is 1.
 template <class T>
 __global__ void __launch_bounds__(max_threads, 2) scale_kernel(const __grid_constant__ Rows<T> rows, int64_t items) {
   const float factor = *rows.weighting.of_row;
@@ -416,7 +417,8 @@ cudaError_t launch(void (*kernel)(Rows<T>), Rows<T> rows, const RowLaunch& shape
   }
   if (error == cudaSuccess && bytes > 0) {
     // As much shared memory as there is: by default a multiprocessor may set aside enough for one block only.
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+    error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   }
   if (error != cudaSuccess) {
     return error;
@@ -516,8 +518,8 @@ cudaError_t cuda_cross_entropy_loss_and_gradient(const CudaCrossEntropy& input, 
   });
 }
 
-cudaError_t cuda_cross_entropy_gradient(const CudaCrossEntropy& input, const float* stats, const RowWeighting& weighting,
-                                        const CudaGradient& gradient) {
+cudaError_t cuda_cross_entropy_gradient(const CudaCrossEntropy& input, const float* stats,
+                                        const RowWeighting& weighting, const CudaGradient& gradient) {
   return with_dtype(input, [&](auto element) {
     using T = decltype(element);
     Rows<T> rows = rows_of<T>(input);
