@@ -117,8 +117,8 @@ class Rows {
   // Whether the gradient of a row can wait for the sums of the next row.
   bool is_pipelined() const { return !is_capped() && !in_.class_weights; }
 
-  // Floats that a thread needs for capped logits, and for the exponentials of one row.
-  int64_t capped_floats() const { return is_capped() ? rounded_up(in_.cols) : 0; }
+  // Floats that a thread needs for capped logits and the slopes of the cap, and for the exponentials of one row.
+  int64_t capped_floats() const { return is_capped() ? 2 * rounded_up(in_.cols) : 0; }
   int64_t kept_floats() const {
     return rounded_up(in_.cols) + rounded_up((in_.cols + cross_entropy_block - 1) / cross_entropy_block);
   }
@@ -161,9 +161,10 @@ class Rows {
     const int64_t target = in_.target[r];
     const RowWeights weights = weights_of(target);
     const GradientRule rule{row_gradient(grad_loss, max, exp_sum, weights, in_.rule), in_.class_weights,
-                            is_capped() ? scratch : nullptr, in_.rule.soft_cap};
+                            is_capped() ? slopes_in(scratch) : nullptr};
     const float logit = is_capped() ? scratch[target] : element(row_of(in_, r), target, in_.dtype);
-    const float value = target_gradient(grad_loss, logit, max, exp_sum, rule.row.mass, weights, in_.rule);
+    const float value =
+        target_gradient(grad_loss, logit, max, exp_sum, rule.row.mass, weights, in_.rule, target_slope(r, target));
     return {kept, max, rule, out, stream, target, value};
   }
 
@@ -179,13 +180,25 @@ class Rows {
   void clear(void* out) const { std::memset(out, 0, static_cast<size_t>(in_.cols) * size_of(in_.dtype)); }
 
  private:
+  const float* slopes_in(const float* scratch) const { return scratch + rounded_up(in_.cols); }
+
+  // In double, from the logit itself: the target has most of the gradient.
+  double target_slope(int64_t r, int64_t target) const {
+    if (!is_capped()) {
+      return 1.0;
+    }
+    const double logit = element(row_of(in_, r), target, in_.dtype);
+    const double t = std::tanh(logit / in_.rule.soft_cap);
+    return 1.0 - t * t;
+  }
+
   DType row_dtype() const { return is_capped() ? DType::f32 : in_.dtype; }
 
   const void* capped_row(int64_t r, float* scratch) const {
     if (!is_capped()) {
       return row_of(in_, r);
     }
-    kernels_.cap(row_of(in_, r), in_.cols, in_.rule.soft_cap, scratch);
+    kernels_.cap(row_of(in_, r), in_.cols, in_.rule.soft_cap, scratch, scratch + rounded_up(in_.cols));
     return scratch;
   }
 

@@ -67,8 +67,7 @@ struct KeptExponentials {
 struct GradientRule {
   RowGradient row;
   const float* class_weights;  // [cols], or null
-  const float* capped;         // [cols], the logits after the soft cap; null without one
-  float soft_cap;
+  const float* slopes;         // [cols], of the soft cap; null without one
 };
 
 // The gradient of a row that is still to be made from its exponentials. It is written while the sums of the next row
@@ -85,7 +84,8 @@ struct PendingGradient {
 
 // What an instruction set does with one row of one dtype.
 struct RowKernels {
-  void (*cap)(const void* row, int64_t cols, float soft_cap, float* capped);
+  // The logits after the soft cap, and its slopes there.
+  void (*cap)(const void* row, int64_t cols, float soft_cap, float* capped, float* slopes);
   // `kept` and `pending` may be null. A pending gradient has no class weights and no soft cap.
   RowSums (*sums)(const void* row, int64_t cols, const float* class_weights, const KeptExponentials* kept,
                   const PendingGradient* pending);

@@ -195,28 +195,22 @@ template <class Exps>
 struct GeneralGradient {
   PlainGradient<Exps> plain;
   const float* weights;
-  const float* capped;
-  Vec per_cap;
+  const float* slopes;
 
   GeneralGradient(Exps e, float s, const GradientRule& rule, int64_t begin)
       : plain(e, s, rule, begin),
         weights(rule.class_weights ? rule.class_weights + begin : nullptr),
-        capped(rule.capped ? rule.capped + begin : nullptr),
-        per_cap(1.0f / rule.soft_cap) {}
+        slopes(rule.slopes ? rule.slopes + begin : nullptr) {}
 
-  Vec sloped(Vec gradient, Vec capped_logits) const {
-    const Vec t = capped_logits * per_cap;
-    return gradient * (Vec(1.0f) - t * t);
-  }
   Vec operator()(int64_t i) const {
     const Vec minus = weights ? plain.minus * load(weights + i) : plain.minus;
     const Vec gradient = fma(plain.exps.at(i), plain.scale, minus);
-    return capped ? sloped(gradient, load(capped + i)) : gradient;
+    return slopes ? gradient * load(slopes + i) : gradient;
   }
   Vec operator()(int64_t i, int count) const {
     const Vec minus = weights ? plain.minus * load(weights + i, count, 0.0f) : plain.minus;
     const Vec gradient = fma(plain.exps.at(i, count), plain.scale, minus);
-    return capped ? sloped(gradient, load(capped + i, count, 0.0f)) : gradient;
+    return slopes ? gradient * load(slopes + i, count, 0.0f) : gradient;
   }
 };
 
@@ -224,7 +218,7 @@ template <class T, class Exps>
 static void write_gradient(Exps exps, double scale, const GradientRule& rule, int64_t begin, int64_t count, T* out,
                            bool streaming) {
   const float s = static_cast<float>(scale);
-  if (rule.class_weights || rule.capped) {
+  if (rule.class_weights || rule.slopes) {
     write(out + begin, count, streaming, GeneralGradient<Exps>(exps, s, rule, begin));
   } else {
     write(out + begin, count, streaming, PlainGradient<Exps>(exps, s, rule, begin));
@@ -335,7 +329,7 @@ static inline float tanh_of_small(float u) {
 }
 
 template <class T>
-static void cap_row(const void* row, int64_t cols, float soft_cap, float* capped) {
+static void cap_row(const void* row, int64_t cols, float soft_cap, float* capped, float* slopes) {
   const T* x = static_cast<const T*>(row);
   constexpr int64_t lanes = 64;
   float u[lanes], e[lanes];
@@ -352,9 +346,12 @@ static void cap_row(const void* row, int64_t cols, float soft_cap, float* capped
       store(e + i, exp_nonpositive(Vec(-2.0f) * max(Vec(0.0f) - v, v)));
     }
     for (int64_t i = 0; i < count; ++i) {
-      const float size = (1.0f - e[i]) / (1.0f + e[i]);
-      const float large = std::copysign(size, u[i]);
-      capped[begin + i] = soft_cap * (std::fabs(u[i]) < 0.625f ? tanh_of_small(u[i]) : large);
+      // For large u 1 - tanh^2 would cancel.
+      const bool is_small = std::fabs(u[i]) < 0.625f;
+      const float small = tanh_of_small(u[i]);
+      const float large = std::copysign(1.0f - 2.0f * e[i] / (1.0f + e[i]), u[i]);
+      capped[begin + i] = soft_cap * (is_small ? small : large);
+      slopes[begin + i] = is_small ? 1.0f - small * small : 4.0f * e[i] / ((1.0f + e[i]) * (1.0f + e[i]));
     }
   }
 }

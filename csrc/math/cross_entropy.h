@@ -87,12 +87,17 @@ PYSEQ_RULE float cap_slope(float capped, float soft_cap) {
   return 1.0f - t * t;
 }
 
-// In double: for a confident row p_y - 1 is a small difference of large numbers.
+// In double: for a confident row p_y - 1 is a small difference of large numbers. `slope` is that of the soft cap.
+PYSEQ_RULE float target_gradient(float grad_loss, float target_logit, float max, double exp_sum, double mass,
+                                 const RowWeights& weights, const LossRule& rule, double slope) {
+  const double probability = std::exp(static_cast<double>(target_logit) - static_cast<double>(max)) / exp_sum;
+  return static_cast<float>(grad_loss * slope * (probability * mass - (rule.smooth + rule.nll) * weights.target));
+}
+
 PYSEQ_RULE float target_gradient(float grad_loss, float target_logit, float max, double exp_sum, double mass,
                                  const RowWeights& weights, const LossRule& rule) {
-  const double probability = std::exp(static_cast<double>(target_logit) - static_cast<double>(max)) / exp_sum;
   const double slope = rule.soft_cap == 0.0f ? 1.0 : static_cast<double>(cap_slope(target_logit, rule.soft_cap));
-  return static_cast<float>(grad_loss * slope * (probability * mass - (rule.smooth + rule.nll) * weights.target));
+  return target_gradient(grad_loss, target_logit, max, exp_sum, mass, weights, rule, slope);
 }
 
 }  // namespace pyseq

@@ -92,13 +92,49 @@ void check_case(const Case<T>& c, double smoothing) {
   }
 }
 
+// The losses and the gradient at once are those of the two passes, also where the gradient takes the logits' place.
+template <class T>
+void check_at_once(const Case<T>& c, const LossRule& rule, bool weighted) {
+  const std::vector<float> class_weights(static_cast<size_t>(c.cols), 0.75f);
+  CrossEntropyInput input = c.input(rule);
+  input.class_weights = weighted ? class_weights.data() : nullptr;
+  const auto rows = static_cast<size_t>(c.rows);
+  std::vector<float> loss(rows), nll(rows), stats(2 * rows), loss2(rows), weight(rows, 2.0f);
+  std::vector<uint8_t> correct(rows);
+  std::vector<T> grad(rows * static_cast<size_t>(c.cols)), at_once(grad.size());
+  cross_entropy_forward(input, {loss.data(), nll.data(), correct.data(), stats.data()}, 2);
+  cross_entropy_backward(input, weight.data(), stats.data(), {grad.data(), c.cols}, 2);
+  const float two = 2.0f;
+  cross_entropy_loss_and_gradient(input, &two, 0, {loss2.data(), nll.data(), correct.data(), stats.data()},
+                                  {at_once.data(), c.cols}, 2);
+  std::vector<T> memory = c.memory;
+  input.logits = memory.data() + c.offset;
+  cross_entropy_loss_and_gradient(input, weight.data(), 1, {loss.data(), nll.data(), correct.data(), stats.data()},
+                                  {memory.data() + c.offset, c.cols + c.gap}, 1);
+  CHECK(loss == loss2);
+  const double rounding = dtype_of<T>() == DType::f32 ? 1e-6 : dtype_of<T>() == DType::bf16 ? 8e-3 : 1e-3;
+  for (int64_t r = 0; r < c.rows; ++r) {
+    for (int64_t v = 0; v < c.cols; ++v) {
+      const double twice = to_float(grad[static_cast<size_t>(r * c.cols + v)]);
+      const double once = to_float(at_once[static_cast<size_t>(r * c.cols + v)]);
+      const double in_place = to_float(memory[c.offset + static_cast<size_t>(r * (c.cols + c.gap) + v)]);
+      CHECK(once == in_place);
+      CHECK(std::fabs(once - twice) <= rounding * std::fabs(twice) + 5e-7);
+    }
+  }
+}
+
 template <class T>
 void check_sizes() {
   for (int64_t cols = 1; cols < 150; ++cols) {
-    check_case(Case<T>(4, cols, cols % 3, static_cast<size_t>(cols % 5)), cols % 2 ? 0.1 : 0.0);
+    const Case<T> c(4, cols, cols % 3, static_cast<size_t>(cols % 5));
+    check_case(c, cols % 2 ? 0.1 : 0.0);
+    check_at_once(c, {0.9, 0.1 / static_cast<double>(cols)}, false);
+    check_at_once(c, {0.9, 0.1 / static_cast<double>(cols), 1e-3, cols % 2 ? 5.0f : 0.0f}, cols % 3 == 0);
   }
   for (const int64_t cols : {2047, 2048, 2049, 4100}) {
     check_case(Case<T>(3, cols, 1, 1), 0.1);
+    check_at_once(Case<T>(5, cols, 1, 1), {0.9, 0.1 / static_cast<double>(cols)}, false);
   }
   check_case(Case<T>(2100, 2111, 0, 1), 0.1);  // beyond 16 MiB in fp32: streaming stores
 }

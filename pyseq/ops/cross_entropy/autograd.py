@@ -185,7 +185,7 @@ def _check_donation(logits: Tensor) -> None:
     if logits.is_leaf:
         reason = "they are a leaf that requires grad"
     elif logits._is_view():
-        reason = "they are a view of another tensor; give the tensor itself, of any shape [..., V]"
+        reason = "they are a view of another tensor, or their classes are not the last dimension"
     elif not (logits.is_contiguous() and has_rows(logits.view(-1, logits.size(-1)))):
         reason = "they are not contiguous"
     else:
