@@ -3,7 +3,7 @@
 #include <pybind11/pybind11.h>
 
 #include "cuda/bindings.h"
-#include "cuda/launch.cuh"
+#include "cuda/workspace.h"
 
 namespace py = pybind11;
 using namespace pyseq;

@@ -6,16 +6,9 @@
 #include <algorithm>
 #include <cstdint>
 
-namespace pyseq {
+#include "cuda/workspace.h"
 
-// Memory of a device that launches on one stream share. Zeroed once by whoever allocates it; every launch leaves the
-// counters at zero.
-struct Workspace {
-  static constexpr int max_blocks = 8192;
-  unsigned int norm_counter;
-  unsigned int adam_counter;
-  double partial[max_blocks];
-};
+namespace pyseq {
 
 // The blocks for `work` pieces of work: one wave, since blocks of a second one would run nearly alone.
 template <class Kernel>

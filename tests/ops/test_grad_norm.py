@@ -16,7 +16,7 @@ from pyseq.ops import dispatch
 from support.backends import running_on
 
 needs_core = pytest.mark.skipif(not dispatch.status("cpp").available, reason=dispatch.status("cpp").detail)
-BACKENDS = ["torch", "cpp-avx512", "cpp-avx2", "cpp-portable"]
+BACKENDS = ["torch", "cpp-avx512", "cpp-avx2", "cpp-portable", "triton", "cuda"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 # One less than, equal to and one more than the lanes of each vector and four of them (4, 8, 16, 64), and a block;

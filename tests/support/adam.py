@@ -13,7 +13,7 @@ from torch import Tensor
 import pyseq.ops as ops
 from support.backends import running_on
 
-BACKENDS = ["cpp-avx512", "cpp-avx2", "cpp-portable"]
+BACKENDS = ["cpp-avx512", "cpp-avx2", "cpp-portable", "triton", "cuda"]
 
 # One less than, equal to and one more than the lanes of each vector (4, 8, 16), a tile of random numbers (64), and the
 # chunk of elements that a thread takes at a time (16,384); and nothing.
