@@ -272,9 +272,9 @@ def _scale_kernel(grad, factor, target, cols, grad_stride, ignore_index, BLOCK: 
             )
             if GROUP > 1:  # noqa: SIM102  (known when it is compiled)
                 if begin == 0:
-                    positions, inside = edges(before, end, GROUP)
-                    values = tl.load(out + positions, mask=inside, other=0.0).to(tl.float32)
-                    tl.store(out + positions, (values * by).to(grad.dtype.element_ty), mask=inside)
+                    ends, inside = edges(before, end, GROUP)
+                    values = tl.load(out + ends, mask=inside, other=0.0).to(tl.float32)
+                    tl.store(out + ends, (values * by).to(grad.dtype.element_ty), mask=inside)
 
 
 class Loss(NamedTuple):
