@@ -45,22 +45,22 @@ struct CudaGradient {
   int64_t row_stride;
 };
 
-// A target that is neither in [0, cols) nor ignore_index gives a loss and a gradient of nan: telling the host would mean
-// waiting. Every function returns an error of the launch.
+// A target that is neither in [0, cols) nor ignore_index gives a loss and a gradient of nan: telling the host would
+// mean waiting. Every function returns an error of the launch.
 
 cudaError_t cuda_cross_entropy_loss(const CudaCrossEntropy& input, const CudaRowResults& results);
 
-// The gradient of sum_r weight[r] * loss[r], for the stats of the losses. It may be written over the logits themselves, with
-// their stride; otherwise it must not touch them.
-cudaError_t cuda_cross_entropy_gradient(const CudaCrossEntropy& input, const float* stats, const RowWeighting& weighting,
-                                        const CudaGradient& gradient);
+// The gradient of sum_r weight[r] * loss[r], for the stats of the losses. It may be written over the logits themselves,
+// with their stride; otherwise it must not touch them.
+cudaError_t cuda_cross_entropy_gradient(const CudaCrossEntropy& input, const float* stats,
+                                        const RowWeighting& weighting, const CudaGradient& gradient);
 
 // Both at once, reading the logits once where a device's shared memory or its L2 can hold its rows.
 cudaError_t cuda_cross_entropy_loss_and_gradient(const CudaCrossEntropy& input, const RowWeighting& weighting,
                                                  const CudaRowResults& results, const CudaGradient& gradient);
 
-// Multiplies a gradient by *factor, which is on the device; a factor of 1 costs no pass over it. Ignored rows stay as they
-// are. The logits are not looked at.
+// Multiplies a gradient by *factor, which is on the device; a factor of 1 costs no pass over it. Ignored rows stay as
+// they are. The logits are not looked at.
 cudaError_t cuda_cross_entropy_scale(const CudaCrossEntropy& input, const float* factor, const CudaGradient& gradient);
 
 }  // namespace pyseq

@@ -60,7 +60,8 @@ constexpr RowLaunch loss_launch(int cols, int element_size) {
 
 // Loss and gradient: a row is read once into shared memory, and written from there. Two blocks have to fit on a
 // multiprocessor, so that one reads while the other reduces or writes: where a whole row is too long for that, a
-// cluster shares it; where there are no clusters, the part that does not fit is read a second time while the L2 still has it.
+// cluster shares it; where there are no clusters, the part that does not fit is read a second time while the L2 still
+// has it.
 constexpr RowLaunch loss_and_gradient_launch(int cols, int element_size, const DeviceLimits& device) {
   if (one_warp_a_row(cols, element_size)) {
     return {32, warps_per_block, 1, cols, cols, window_bytes(cols, element_size)};

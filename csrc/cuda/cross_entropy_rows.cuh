@@ -1,5 +1,5 @@
-// The parts that the kernels of cross_entropy.cu are made of: what a thread, a warp, a block and a cluster find out about
-// a row, and how a thread writes its share of the gradient.
+// The parts that the kernels of cross_entropy.cu are made of: what a thread, a warp, a block and a cluster find out
+// about a row, and how a thread writes its share of the gradient.
 #pragma once
 
 #include <climits>
@@ -58,8 +58,8 @@ struct Part {
   int first_nan = INT_MAX;
 };
 
-// A thread's share of a row. Sums are fp32: those of z are relative to `origin`, a value of the thread's own first batch,
-// so that a large common offset does not swallow them.
+// A thread's share of a row. Sums are fp32: those of z are relative to `origin`, a value of the thread's own first
+// batch, so that a large common offset does not swallow them.
 template <class T, Options options>
 struct Scan {
   Elements<options> elements;
@@ -193,8 +193,9 @@ __device__ inline Part joined(const Part& part) {
   return all;
 }
 
-// Turns `first` from the pack that has the maximum into the element, and finds the first nan if there is one: for argmax a
-// nan is the largest number. For a whole warp; x are the elements of the part. Nothing may have been written over them.
+// Turns `first` from the pack that has the maximum into the element, and finds the first nan if there is one: for
+// argmax a nan is the largest number. For a whole warp; x are the elements of the part. Nothing may have been written
+// over them.
 template <class T, Options options>
 __device__ inline void resolve(Part& part, const T* x, int count, const Elements<options>& elements) {
   const int lane = threadIdx.x % warp_size;
@@ -220,8 +221,8 @@ struct Gradient {
   double mass;
 };
 
-// A row's elements (or a slice's) in packs of 16 bytes: `head` elements, `packs` packs, `tail` elements. The threads with
-// the lowest numbers take an element of head or tail each.
+// A row's elements (or a slice's) in packs of 16 bytes: `head` elements, `packs` packs, `tail` elements. The threads
+// with the lowest numbers take an element of head or tail each.
 template <class T>
 struct Layout {
   int head;

@@ -356,17 +356,3 @@ def test_vector_exponential_is_within_one_ulp(isa: str) -> None:
     exponential = result.grad[:, 1].double() * (1 + exact)
     # One ulp of the exponential, and the roundings of 1 / sum and of the product.
     assert float(((exponential - exact) / exact).abs().max()) < 2.2 * torch.finfo(torch.float32).eps
-
-
-def test_triton_launch_is_a_pure_function_of_sizes() -> None:
-    if not dispatch.status("triton").available:
-        pytest.skip(dispatch.status("triton").detail)
-    from pyseq.kernels.cross_entropy import launch
-
-    for cols in [1, 2, 1000, 1024, 1025, 9736, 32000, 50257, 128256, 1 << 20]:
-        for element_size in (2, 4):
-            block, num_warps = launch(cols, element_size)
-            assert block & (block - 1) == 0 and num_warps & (num_warps - 1) == 0 and 1 <= num_warps <= 16
-            assert block * element_size <= 32768
-            blocks = -(-cols // block)
-            assert block <= 1024 or blocks * block <= cols * 1.125

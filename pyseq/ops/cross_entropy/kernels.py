@@ -10,7 +10,9 @@ from torch import Tensor
 from pyseq.ops import dispatch
 from pyseq.ops.cross_entropy.definition import Options, out_of_range
 
-dispatch.register_operation("cross_entropy", cpp=dispatch.KERNEL_DTYPES, triton=dispatch.KERNEL_DTYPES)
+dispatch.register_operation(
+    "cross_entropy", cpp=dispatch.KERNEL_DTYPES, triton=dispatch.KERNEL_DTYPES, cuda=dispatch.KERNEL_DTYPES
+)
 
 
 class RowResults(NamedTuple):
@@ -171,10 +173,8 @@ class TritonKernel(Kernel):
     def forward(logits: Tensor, target: Tensor, options: Options, ignore_index: int) -> RowResults:
         from pyseq.kernels import cross_entropy as kernels
 
-        _only_smoothing(options)
-        logits, target = strided(logits), target.contiguous()
-        out = allocate(logits)
-        kernels.forward(logits, target, options.smoothing_weights(logits.size(1)), ignore_index, *out)
+        logits, out = strided(logits), allocate(logits)
+        kernels.rows(logits, target.contiguous(), _loss_of(options, logits, ignore_index), out)
         return out
 
     @staticmethod
@@ -189,13 +189,13 @@ class TritonKernel(Kernel):
     ) -> Tensor:
         from pyseq.kernels import cross_entropy as kernels
 
-        _only_smoothing(options)
-        logits, target, grad_loss = strided(logits), target.contiguous(), grad_loss.float().contiguous()
-        result = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-        kernels.backward(
-            grad_loss, logits, target, stats, options.smoothing_weights(logits.size(1)), ignore_index, result
-        )
-        return result if grad is None else grad.copy_(result)
+        logits = strided(logits)
+        if grad is None:
+            grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+        check_gradient(grad, logits)
+        loss = _loss_of(options, logits, ignore_index)
+        kernels.gradient(grad_loss.float(), logits, target.contiguous(), stats, loss, grad)
+        return grad
 
     @staticmethod
     def loss_and_gradient(
@@ -206,25 +206,140 @@ class TritonKernel(Kernel):
         row_weight: Tensor | float,
         grad: Tensor,
     ) -> RowResults:
-        out = TritonKernel.forward(logits, target, options, ignore_index)
-        weight = torch.as_tensor(row_weight, dtype=torch.float32, device=logits.device).expand(target.shape)
-        TritonKernel.backward(weight, logits, target, out.stats, options, ignore_index, grad)
+        from pyseq.kernels import cross_entropy as kernels
+
+        logits, out = strided(logits), allocate(logits)
+        check_gradient(grad, logits)
+        weight = checked_row_weight(row_weight, target)
+        kernels.rows(logits, target.contiguous(), _loss_of(options, logits, ignore_index), out, weight, grad)
         return out
 
     @staticmethod
     def scale_(grad: Tensor, factor: Tensor, target: Tensor, ignore_index: int) -> None:
-        grad.mul_(factor).masked_fill_((target == ignore_index).unsqueeze(1), 0.0)
+        from pyseq.kernels import cross_entropy as kernels
+
+        kernels.scale_(grad, factor.float(), target.contiguous(), ignore_index)
 
 
-def _only_smoothing(options: Options) -> None:
-    if not options.is_plain():
-        raise NotImplementedError(
-            "the triton back end of cross_entropy has no class weights, z-loss and soft cap: use "
-            'pyseq.ops.backend("torch")'
+def _loss_of(options: Options, logits: Tensor, ignore_index: int) -> Any:
+    from pyseq.kernels.cross_entropy import Loss
+
+    weights = options.smoothing_weights(logits.size(1))
+    return Loss(*weights, options.z_loss, options.soft_cap, options.weight, ignore_index)
+
+
+def checked_row_weight(row_weight: Tensor | float, target: Tensor) -> Tensor | float:
+    """``row_weight``, as fp32 if it is a tensor. Raises ValueError unless it is one number, or one for each row."""
+    if not isinstance(row_weight, Tensor):
+        return float(row_weight)
+    if row_weight.dim() > 0 and row_weight.shape != target.shape:
+        raise ValueError(f"row_weight is {tuple(row_weight.shape)}, for {len(target)} rows")
+    return row_weight.float()
+
+
+class CudaKernel(Kernel):
+    @staticmethod
+    def forward(logits: Tensor, target: Tensor, options: Options, ignore_index: int) -> RowResults:
+        logits, out = strided(logits), allocate(logits)
+        with _CudaCall(logits, target, options, ignore_index) as call:
+            call.module.cross_entropy_loss(*call.arguments, *(tensor.data_ptr() for tensor in out))
+        return out
+
+    @staticmethod
+    def backward(
+        grad_loss: Tensor,
+        logits: Tensor,
+        target: Tensor,
+        stats: Tensor,
+        options: Options,
+        ignore_index: int,
+        grad: Tensor | None = None,
+    ) -> Tensor:
+        logits, grad_loss = strided(logits), grad_loss.float()
+        if grad is None:
+            grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+        check_gradient(grad, logits)
+        with _CudaCall(logits, target, options, ignore_index) as call:
+            where = grad.data_ptr(), grad.stride(0)
+            call.module.cross_entropy_gradient(*call.arguments, stats.data_ptr(), *_weighting(grad_loss), *where)
+        return grad
+
+    @staticmethod
+    def loss_and_gradient(
+        logits: Tensor,
+        target: Tensor,
+        options: Options,
+        ignore_index: int,
+        row_weight: Tensor | float,
+        grad: Tensor,
+    ) -> RowResults:
+        logits, out = strided(logits), allocate(logits)
+        check_gradient(grad, logits)
+        weight = checked_row_weight(row_weight, target)
+        with _CudaCall(logits, target, options, ignore_index) as call:
+            results = (tensor.data_ptr() for tensor in out)
+            where = grad.data_ptr(), grad.stride(0)
+            call.module.cross_entropy_loss_and_gradient(*call.arguments, *results, *_weighting(weight), *where)
+        return out
+
+    @staticmethod
+    def scale_(grad: Tensor, factor: Tensor, target: Tensor, ignore_index: int) -> None:
+        factor, target = factor.float(), target.contiguous()
+        with torch.cuda.device(grad.device):
+            dispatch.required_cuda().cross_entropy_scale(
+                grad.data_ptr(),
+                dispatch.DTYPE_NUMBERS[grad.dtype],
+                target.data_ptr(),
+                *grad.shape,
+                grad.stride(0),
+                ignore_index,
+                factor.data_ptr(),
+                torch.cuda.current_stream().cuda_stream,
+            )
+
+
+class _CudaCall:
+    """The arguments that the functions of pyseq._cuda begin with; what they point to lives, and the device is current,
+    as long as the call is entered."""
+
+    def __init__(self, logits: Tensor, target: Tensor, options: Options, ignore_index: int) -> None:
+        self.module = dispatch.required_cuda()
+        self._device = torch.cuda.device(logits.device)
+        weight = options.weight
+        total = None if weight is None else weight.sum(dtype=torch.float64)
+        self._alive = logits, target.contiguous(), total
+        self._addresses = [0 if tensor is None else tensor.data_ptr() for tensor in (weight, total)]
+        self._terms = *options.smoothing_weights(logits.size(1)), options.z_loss, options.soft_cap
+        self._ignore_index = ignore_index
+
+    def __enter__(self) -> _CudaCall:
+        self._device.__enter__()
+        logits, target, _ = self._alive
+        self.arguments = (
+            logits.data_ptr(),
+            dispatch.DTYPE_NUMBERS[logits.dtype],
+            target.data_ptr(),
+            *logits.shape,
+            logits.stride(0),
+            self._ignore_index,
+            *self._terms,
+            *self._addresses,
+            torch.cuda.current_stream().cuda_stream,
         )
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._device.__exit__(*error)
 
 
-KERNELS: dict[str, type[Kernel]] = {"cpp": CppKernel, "triton": TritonKernel}
+def _weighting(weight: Tensor | float) -> tuple[int, int, float]:
+    """Address, stride and, without an address, the number itself."""
+    if isinstance(weight, Tensor):
+        return weight.data_ptr(), weight.stride(0) if weight.dim() else 0, 0.0
+    return 0, 0, weight
+
+
+KERNELS: dict[str, type[Kernel]] = {"cpp": CppKernel, "triton": TritonKernel, "cuda": CudaKernel}
 
 
 def strided(logits: Tensor) -> Tensor:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyseq.ops import dispatch
 from pyseq.ops.cross_entropy.autograd import second_derivative
-from pyseq.ops.cross_entropy.kernels import CppKernel, Kernel, Options, TritonKernel, allocate
+from pyseq.ops.cross_entropy.kernels import KERNELS, CppKernel, Kernel, Options, TritonKernel, allocate
 
 _library = torch.library.Library("pyseq", "FRAGMENT")
 _OPTIONS = "float label_smoothing, str smoothing_form, float z_loss, float soft_cap, Tensor? weight, int ignore_index"
@@ -21,21 +23,26 @@ _library.define(
 )
 
 
-def _register(device: str, kernel: type[Kernel]) -> None:
+def _register(device: str, kernel_of: Callable[[Tensor], type[Kernel]]) -> None:
     def forward(logits: Tensor, target: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
         *options, ignore_index = arguments
-        return tuple(kernel.forward(logits, target, Options(*options), ignore_index))
+        return tuple(kernel_of(logits).forward(logits, target, Options(*options), ignore_index))
 
     def backward(grad_loss: Tensor, logits: Tensor, target: Tensor, stats: Tensor, *arguments: Any) -> Tensor:
         *options, ignore_index = arguments
-        return kernel.backward(grad_loss, logits, target, stats, Options(*options), ignore_index)
+        return kernel_of(logits).backward(grad_loss, logits, target, stats, Options(*options), ignore_index)
 
     _library.impl("cross_entropy", forward, device)
     _library.impl("cross_entropy_backward", backward, device)
 
 
-_register("CPU", CppKernel)
-_register("CUDA", TritonKernel)
+def _gpu_kernel(logits: Tensor) -> type[Kernel]:
+    chosen = dispatch.choose("cross_entropy", logits.device.type, logits.dtype)
+    return KERNELS.get(chosen, TritonKernel)  # the graph may be older than a backend("torch") that it runs in
+
+
+_register("CPU", lambda logits: CppKernel)
+_register("CUDA", _gpu_kernel)
 
 
 @torch.library.register_fake("pyseq::cross_entropy", lib=_library)
