@@ -44,7 +44,8 @@ class Logits:
 
         def outcome() -> Outcome:
             value, gradient = run()
-            return {"loss": value.float(), "gradient": gradient}
+            # over the logits, where the next run restores them
+            return {"loss": value.detach().float(), "gradient": gradient.clone() if overwrites else gradient}
 
         # A graph replays on the tensors that it was captured with; fresh() keeps their memory.
         prepare = self.fresh if overwrites else _nothing
