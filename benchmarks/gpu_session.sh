@@ -29,12 +29,13 @@ step() {  # name, seconds, command ...
 }
 
 build() {
-  cmake -S . -B build/gpu -G Ninja -DPYSEQ_TESTS=ON -DPYSEQ_CUDA=ON -DPython_EXECUTABLE="$(command -v "$python")" &&
+  cmake -S . -B build/gpu -G Ninja -DPYSEQ_TESTS=ON -DPYSEQ_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=native \
+    -DPython_EXECUTABLE="$(command -v "$python")" &&
     cmake --build build/gpu && ln -sfn ../kernels pyseq/kernels
 }
 
 sanitize() {  # the torch-free driver of the CUDA kernels
-  local driver=build/gpu/cuda_tests tool
+  local driver=build/gpu/cuda_driver tool
   [ -x $driver ] || { echo "$driver was not built"; return 1; }
   for tool in memcheck racecheck initcheck synccheck; do
     compute-sanitizer --tool $tool --error-exitcode 1 $driver || return 1
@@ -72,7 +73,7 @@ if [ "$part" != measure ]; then
   step train_bf16 60 bash -c 'train --bf16'
 fi
 if [ "$part" != check ]; then
-  step ops 390 "$python" -m benchmarks.ops --device cuda --seconds 4 --turns 25 --check --json "$out/ops.json"
+  step ops 320 "$python" -m benchmarks.ops --device cuda --seconds 4 --turns 25 --check --json "$out/ops.json"
   step picture 20 "$python" -m benchmarks.plot "$out/ops.json" "$out/ops.svg"
   grep -A 1000 '^case .*verdict' "$logs/ops"
 fi
