@@ -52,9 +52,9 @@ class Logits:
         self.target[::16] = PADDING
         self.size = self.saved.numel() * self.saved.element_size()
 
-    def produce(self, restore: bool) -> None:
-        if restore:
-            self.memory.copy_(self.saved)
+    def produce(self) -> None:
+        """New logits, before each run of every side: any side of the turn may have written over the last ones."""
+        self.memory.copy_(self.saved)
         self.gradient = None
         self.logits = _Produced.apply(self._anchor, self)
 
@@ -71,7 +71,7 @@ class Logits:
             return {"loss": value.detach().float(), "gradient": self.gradient.clone() if overwrites else self.gradient}
 
         # A graph replays on the memory that it was captured with, which produce() keeps.
-        return Side(name, run, lambda: self.produce(overwrites), outcome, bytes=2 * self.size, graph=graph)
+        return Side(name, run, self.produce, outcome, bytes=2 * self.size, graph=graph)
 
     def forward(self, name: str, loss: Loss) -> Side:
         def run() -> Tensor:
