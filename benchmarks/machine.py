@@ -33,6 +33,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "load": round(os.getloadavg()[0], 2),  # of the minute before: work beside which the run was made
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

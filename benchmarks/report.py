@@ -26,6 +26,7 @@ from benchmarks import summary, targets
 from benchmarks.summary import Row, Spread
 
 ROOT = Path(__file__).resolve().parents[1]
+BUSY = 0.7  # load average above which a run was not alone
 REGION = re.compile(r"(<!-- figures (\S+) (\S+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 
 
@@ -99,7 +100,9 @@ def machine_line(run: dict[str, Any]) -> str:
     where = machine.get("gpu") or machine["processor"]
     rest = f"{settings['threads']} threads, torch {versions['torch']}, pyseq {versions['pyseq']}, {run['started']}"
     quick = ", a smoke run of tiny sizes" if settings["quick"] else ""
-    return f"{where}, {rest}{quick}"
+    load = machine.get("load", 0.0)
+    busy = f"; the machine was busy with other work (load {load:.1f}): spreads are wide" if load > BUSY else ""
+    return f"{where}, {rest}{quick}{busy}"
 
 
 def run_text(run: dict[str, Any]) -> str:
