@@ -141,16 +141,16 @@ def region(run: dict[str, Any], what: str) -> str:
 
 
 def rewritten(text: str, root: Path = ROOT) -> str:
-    """A document with its figures made anew from the JSON files that it names.
+    """A document with its figures made anew from the JSON files that it names; of a missing one it says so.
 
     Raises:
-        ValueError: a JSON file is missing, or has no case of the name that stands in the comment.
+        ValueError: a JSON file has no case of the name that stands in the comment.
     """
 
     def table(match: re.Match[str]) -> str:
         begin, file, what, end = match.groups()
         if not (root / file).is_file():
-            raise ValueError(f"there is no {root / file}, which the document names")
+            return f"{begin}Not measured yet: there is no `{file}`.\n{end}"
         try:
             return begin + region(load(root / file), what) + end
         except ValueError as error:
