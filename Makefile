@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 CORE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test test-slow lint types imports core sanitize cuda pytest check-reference benchmark clean
+.PHONY: demo test test-slow lint types imports core sanitize cuda pytest check-reference benchmark benchmark-ops clean
 
 demo: $(VENV)/.demo
 	$(RUN) examples/number_words/demo.py --bin $(BIN)
@@ -74,7 +74,12 @@ test-slow: $(VENV)/.test
 check-reference: $(VENV)/.test
 	$(RUN) -m benchmarks.check_reference "$(REFERENCE)"
 
-benchmark: $(VENV)/.test
+# The operations' figures, and the tables of the documents that are made from them.
+benchmark-ops: $(VENV)/.test
+	$(RUN) -m benchmarks.ops --device cpu --check --json benchmarks/results/ops_cpu.json; status=$$?; \
+	$(RUN) -m benchmarks.report --write docs/kernels.md && exit $$status
+
+benchmark: $(VENV)/.test benchmark-ops
 	$(RUN) -m benchmarks.data_path
 	$(RUN) -m benchmarks.training --reference "$(REFERENCE)"
 

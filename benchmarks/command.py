@@ -49,8 +49,8 @@ class Progress:
             print(line, flush=True, file=sys.stderr)
 
 
-def run(cases: list[Case], args: argparse.Namespace) -> dict[str, Any]:
-    """Run cases and return the run as its JSON keeps it.
+def run(cases: list[Case], args: argparse.Namespace, path: Path) -> dict[str, Any]:
+    """Run cases and return the run as its JSON at ``path`` keeps it; that is written after every case.
 
     A case that fails leaves a sentence under ``errors`` and no figures; the others are run all the same.
     """
@@ -95,6 +95,7 @@ def run(cases: list[Case], args: argparse.Namespace) -> dict[str, Any]:
             found["errors"][case.name] = f"{type(error).__name__}: {error}"
             progress.finish()
             print(f"{case.name}: error: {error}\n", flush=True)
+        path.write_text(json.dumps(found, indent=1, default=str) + "\n")
     return found
 
 
@@ -120,13 +121,6 @@ def parse(argv: list[str] | None, description: str | None) -> argparse.Namespace
     return args
 
 
-def save(found: dict[str, Any], path: Path | None) -> Path:
-    path = path or DEFAULT_FOLDER / f"{datetime.datetime.now():%Y%m%d-%H%M%S}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1, default=str) + "\n")
-    return path
-
-
 def main(cases: list[Case], argv: list[str] | None = None, description: str | None = None) -> int:
     """Returns the exit code: 1 if a target does not hold under ``--check``, 2 if a case fails or none matches."""
     args = parse(argv, description)
@@ -137,10 +131,12 @@ def main(cases: list[Case], argv: list[str] | None = None, description: str | No
     if not chosen:
         print(f"error: no case matches {' '.join(args.only)}; --list prints their names", file=sys.stderr)
         return 2
-    found = run(chosen, args)
-    print(f"written to {save(found, args.json)}")
-    for path in args.plot:
-        plot.plot(found, path)
+    path = args.json or DEFAULT_FOLDER / f"{datetime.datetime.now():%Y%m%d-%H%M%S}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = run(chosen, args, path)
+    print(f"written to {path}")
+    for picture in args.plot:
+        plot.plot(found, picture)
     names = {case.name for case in chosen}
     judged = [one for one in targets.judge(found) if one.target.case in names] if args.check else []
     if judged:

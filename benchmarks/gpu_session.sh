@@ -1,36 +1,82 @@
 #!/usr/bin/env bash
-# Everything that needs a CUDA device, in one call: build, tests, measurements; a short table last.
+# Everything that needs a CUDA device: build, checks, measurements; a short table last.
 #
-#   benchmarks/gpu_session.sh [OUT]
+#   benchmarks/gpu_session.sh check OUT      build, sanitizer, GPU tests, training in fp32 and bf16
+#   benchmarks/gpu_session.sh measure OUT    python -m benchmarks.ops, and a picture of it
+#   benchmarks/gpu_session.sh all OUT
 #
-# Builds without isolation (pybind11, cmake and ninja must be there) and without a network. OUT gets the logs and the JSON
-# of every benchmark (default: benchmarks/results/gpu). A step that fails does not stop the others.
+# Each part ends within ten minutes: every step has a time limit, and a step that fails or runs into it does not stop
+# the others. OUT (default: benchmarks/results/gpu) gets ops.json, ops.svg and a log of each part. Nothing is fetched from
+# a network. A folder of wheels, .whl/ or $WHEELS, is installed first into build/site: put there what the machine lacks of
+# pybind11, cmake, ninja, numpy, pyyaml, sacrebleu, tqdm, pytest, hypothesis, and peers to measure against (liger_kernel,
+# flash_attn, quack, bitsandbytes).
 set -uo pipefail
 cd "$(dirname "$0")/.."
-out=${1:-benchmarks/results/gpu}
-mkdir -p "$out"
+part=${1:-all}
+out=${2:-benchmarks/results/gpu}
+python=${PYTHON:-python3}
+wheels=${WHEELS:-.whl}
+mkdir -p "$out" build/site
+logs=$(mktemp -d)
 summary=()
 
-step() {  # name, command ...
-  local name=$1 start=$SECONDS; shift
-  if "$@" > "$out/$name.log" 2>&1; then local verdict=ok; else local verdict=FAILED; fi
-  summary+=("$(printf '%-16s %-7s %4d s  %s' "$name" "$verdict" $((SECONDS - start)) "$(tail -n 1 "$out/$name.log" | cut -c1-100)")")
+step() {  # name, seconds, command ...
+  local name=$1 limit=$2 start=$SECONDS verdict; shift 2
+  timeout -k 5 "$limit" "$@" > "$logs/$name" 2>&1
+  case $? in 0) verdict=ok ;; 124|137) verdict="TIME OUT" ;; *) verdict=FAILED ;; esac
+  { echo "== $name: $*"; cat "$logs/$name"; } >> "$out/$part.log"
+  summary+=("$(printf '%-14s %-9s %4d s  %s' "$name" "$verdict" $((SECONDS - start)) "$(tail -n 1 "$logs/$name" | cut -c1-110)")")
 }
 
-export PYTHONPATH=$PWD
-nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | tee "$out/device.txt"
-step build python -m pip install --no-deps --no-build-isolation -e .
-step backends python -m pyseq.ops
-step gpu_tests python -m pytest -q -m gpu
-step ops_tests python -m pytest -q tests/ops tests/cuda tests/modules tests/models
-step corpus python examples/number_words/make_corpus.py "$out/corpus"
-step preprocess python -m pyseq.cli.preprocess -s en -t de --trainpref "$out/corpus/train" --validpref "$out/corpus/valid" \
-  --destdir "$out/data-bin"
-for precision in fp32 bf16; do
-  flag=$([ $precision = bf16 ] && echo --bf16)
-  step "train_$precision" python -m pyseq.cli.train "$out/data-bin" --arch transformer_iwslt_de_en --optimizer adam --lr 5e-4 \
+build() {
+  cmake -S . -B build/gpu -G Ninja -DPYSEQ_TESTS=ON -DPYSEQ_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=native \
+    -DPython_EXECUTABLE="$(command -v "$python")" &&
+    cmake --build build/gpu && ln -sfn ../kernels pyseq/kernels
+}
+
+sanitize() {  # the torch-free driver of the CUDA kernels
+  local driver=build/gpu/cuda_driver tool
+  [ -x $driver ] || { echo "$driver was not built"; return 1; }
+  for tool in memcheck racecheck initcheck synccheck; do
+    compute-sanitizer --tool $tool --error-exitcode 1 $driver || return 1
+  done
+}
+
+corpus() {
+  "$python" examples/number_words/make_corpus.py "$logs/corpus" &&
+    "$python" -m pyseq.cli.preprocess -s en -t de --trainpref "$logs/corpus/train" --validpref "$logs/corpus/valid" \
+      --destdir "$logs/data-bin"
+}
+
+train() {  # further arguments
+  "$python" -m pyseq.cli.train "$logs/data-bin" --arch transformer_iwslt_de_en --optimizer adam --lr 5e-4 \
     --lr-scheduler inverse_sqrt --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --max-tokens 16384 \
-    --max-update 300 --disable-validation --no-save --log-format simple --log-interval 100 $flag
-done
-echo; echo "step             verdict   time  last line"
-printf '%s\n' "${summary[@]}"
+    --max-update 300 --disable-validation --no-save --log-format simple --log-interval 100 "$@"
+}
+
+# timeout starts processes, not functions of this shell: hand the functions on
+export -f build sanitize corpus train
+export python logs PYTHONUNBUFFERED=1
+export PYTHONPATH=$PWD:$PWD/build/site PATH=$PWD/build/site/bin:$PATH
+: > "$out/$part.log"
+nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader | tee -a "$out/$part.log"
+if compgen -G "$wheels/*.whl" > /dev/null; then
+  step wheels 60 "$python" -m pip install -q --no-index --no-deps --no-compile --upgrade --target build/site "$wheels"/*.whl
+fi
+step build 150 bash -c build
+step backends 30 "$python" -m pyseq.ops
+if [ "$part" != measure ]; then
+  step sanitizer 60 bash -c sanitize
+  step gpu_tests 130 "$python" -m pytest -q -m gpu
+  step corpus 30 bash -c corpus
+  step train_fp32 60 bash -c train
+  step train_bf16 60 bash -c 'train --bf16'
+fi
+if [ "$part" != check ]; then
+  step ops 320 "$python" -m benchmarks.ops --device cuda --seconds 4 --turns 25 --check --json "$out/ops.json"
+  step picture 20 "$python" -m benchmarks.plot "$out/ops.json" "$out/ops.svg"
+  grep -A 1000 '^case .*verdict' "$logs/ops"
+fi
+echo; echo "step           verdict    time  last line"
+printf '%s\n' "${summary[@]}" | tee -a "$out/$part.log"
+rm -rf "$logs"

@@ -33,6 +33,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "load": round(os.getloadavg()[0], 2),  # of the minute before: work beside which the run was made
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -71,9 +72,9 @@ def available_memory(device: torch.device) -> int:
 
 
 def need_memory(amount: int, device: torch.device) -> None:
-    """Raises Unavailable if a case that takes ``amount`` bytes would fill the device."""
+    """Raises Unavailable if a case that takes ``amount`` bytes would take most of what is free."""
     free = available_memory(device)
-    if amount > 0.9 * free:
+    if amount > 0.7 * free:
         raise Unavailable(f"needs {amount / 1e9:.1f} GB on {device.type}, {free / 1e9:.1f} GB are free")
 
 

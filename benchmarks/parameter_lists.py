@@ -60,6 +60,10 @@ def of_model(name: str) -> Shapes:
     return [tuple(parameter.shape) for parameter in model.parameters() if parameter.requires_grad]
 
 
+def count_of(shapes: Shapes) -> int:
+    return sum(torch.Size(shape).numel() for shape in shapes)
+
+
 def allocate(shapes: Shapes, dtype: torch.dtype, device: torch.device, adjacent: bool, scale: float) -> list[Tensor]:
     """Normal random tensors of the shapes: each with memory of its own, or all in one piece of memory."""
     if not adjacent:

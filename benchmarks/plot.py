@@ -1,7 +1,12 @@
-"""A run as a picture: shares of the machine's ceilings, and how much longer the peers take. Needs matplotlib."""
+"""A run as a picture: shares of the machine's ceilings, and how much longer the peers take. Needs matplotlib.
+
+python -m benchmarks.plot RUN.json PICTURE.svg ...
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +72,21 @@ def _bars(axes: Any, bars: list[tuple[str, float, bool]], label: str, log: bool)
     for place, value in zip(places, values):
         axes.annotate(f" {value:.2f}", (value, place), va="center", fontsize=6)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    if len(arguments) < 2:
+        print("usage: python -m benchmarks.plot RUN.json PICTURE ...", file=sys.stderr)
+        return 2
+    try:
+        for picture in arguments[1:]:
+            plot(json.loads(Path(arguments[0]).read_text()), Path(picture))
+    except (OSError, ValueError, Unavailable) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -26,6 +26,7 @@ from benchmarks import summary, targets
 from benchmarks.summary import Row, Spread
 
 ROOT = Path(__file__).resolve().parents[1]
+BUSY = 0.7  # load average above which a run was not alone
 REGION = re.compile(r"(<!-- figures (\S+) (\S+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 
 
@@ -99,7 +100,9 @@ def machine_line(run: dict[str, Any]) -> str:
     where = machine.get("gpu") or machine["processor"]
     rest = f"{settings['threads']} threads, torch {versions['torch']}, pyseq {versions['pyseq']}, {run['started']}"
     quick = ", a smoke run of tiny sizes" if settings["quick"] else ""
-    return f"{where}, {rest}{quick}"
+    load = machine.get("load", 0.0)
+    busy = f"; the machine was busy with other work (load {load:.1f}): spreads are wide" if load > BUSY else ""
+    return f"{where}, {rest}{quick}{busy}"
 
 
 def run_text(run: dict[str, Any]) -> str:
@@ -138,16 +141,16 @@ def region(run: dict[str, Any], what: str) -> str:
 
 
 def rewritten(text: str, root: Path = ROOT) -> str:
-    """A document with its figures made anew from the JSON files that it names.
+    """A document with its figures made anew from the JSON files that it names; of a missing one it says so.
 
     Raises:
-        ValueError: a JSON file is missing, or has no case of the name that stands in the comment.
+        ValueError: a JSON file has no case of the name that stands in the comment.
     """
 
     def table(match: re.Match[str]) -> str:
         begin, file, what, end = match.groups()
         if not (root / file).is_file():
-            raise ValueError(f"there is no {root / file}, which the document names")
+            return f"{begin}Not measured yet: there is no `{file}`.\n{end}"
         try:
             return begin + region(load(root / file), what) + end
         except ValueError as error:

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import peers
 from benchmarks.harness import Case, Outcome, Side, Unavailable, Work
 from benchmarks.machine import copy_yardstick, need_memory
-from benchmarks.parameter_lists import Shapes, allocate, bound_to, even, of_model
+from benchmarks.parameter_lists import Shapes, allocate, bound_to, count_of, even, of_model
 
 OPTIONS: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.98), "eps": 1e-8, "weight_decay": 0.01}
 MAX_NORM = 1.0
@@ -62,14 +63,17 @@ class Tail:
             name: _flat(moments(name)) for name in ("exp_avg", "exp_avg_sq")
         }
 
-    def side(self, name: str, optimizer: Any, step: Callable[[], Any]) -> Side:
-        """``optimizer`` keeps its moments as torch's does."""
+    def side(
+        self, name: str, optimizer: Any, step: Callable[[], Any], keys: dict[str, str] | None = None, graph: bool = True
+    ) -> Side:
+        """``keys`` are the names that ``optimizer`` gives to exp_avg and exp_avg_sq in its state, if others."""
 
         def moments(key: str) -> list[Tensor]:
+            key = key if keys is None else keys[key]
             return [optimizer.state[parameter][key] for parameter in optimizer.param_groups[0]["params"]]
 
         size = BYTES[self.parameters[0].dtype] * self.count
-        return Side(name, step, self.restore_gradients, lambda: self.outcome(step, moments), bytes=size)
+        return Side(name, step, self.restore_gradients, lambda: self.outcome(step, moments), size, graph=graph)
 
     def pyseq(self, name: str = "pyseq") -> Side:
         optimizer = fused_adamw(self.parameters)
@@ -77,13 +81,25 @@ class Tail:
 
     def torch(self, name: str, implementation: str) -> Side:
         options: dict[str, Any] = OPTIONS | {implementation: True}
-        optimizer = torch.optim.AdamW(self.parameters, **options)
+        if self.parameters[0].is_cuda:
+            options["capturable"] = True
+        return self._clipped(name, torch.optim.AdamW(self.parameters, **options))
 
+    def apex(self) -> Side:
+        return self._clipped("apex FusedAdam + clip_grad_norm_", peers.apex_adamw(self.parameters, **OPTIONS), False)
+
+    def bitsandbytes(self) -> Side:
+        """Launched on the legacy stream: not capturable."""
+        optimizer = peers.bitsandbytes_adamw(self.parameters, **OPTIONS)
+        keys = {"exp_avg": "state1", "exp_avg_sq": "state2"}
+        return self._clipped("bitsandbytes AdamW + clip_grad_norm_", optimizer, False, keys)
+
+    def _clipped(self, name: str, optimizer: Any, graph: bool = True, keys: dict[str, str] | None = None) -> Side:
         def step() -> None:
             torch.nn.utils.clip_grad_norm_(self.parameters, MAX_NORM)
             optimizer.step()
 
-        return self.side(name, optimizer, step)
+        return self.side(name, optimizer, step, keys, graph)
 
     def torch_masters(self, name: str) -> Side:
         """fp32 masters beside 16-bit parameters, as fairseq and apex's O2 keep them: copy, clip, step, copy back."""
@@ -91,7 +107,8 @@ class Tail:
         initial = [master.detach().clone() for master in masters]
         gradients = [torch.empty_like(master) for master in masters]
         bound_to(masters, gradients)
-        optimizer = torch.optim.AdamW(masters, **OPTIONS, fused=True)
+        options: dict[str, Any] = OPTIONS | {"fused": True, "capturable": masters[0].is_cuda}
+        optimizer = torch.optim.AdamW(masters, **options)
         targets, sources = [p.detach() for p in self.parameters], [m.detach() for m in masters]
 
         def step() -> None:
@@ -126,12 +143,15 @@ def fp32(
 ) -> Callable[[torch.device, bool], Work]:
     def build(device: torch.device, quick: bool) -> Work:
         chosen = shrunk(shapes()) if quick else shapes()
-        need_memory(sum(torch.Size(shape).numel() for shape in chosen) * (16 + 8 * (3 if foreach else 2)), device)
+        need_memory(count_of(chosen) * (44 + 8 * (3 if foreach else 2)), device)
         tail = Tail(chosen, torch.float32, device, adjacent)
         work = Work(_config(tail, "float32", adjacent), [tail.pyseq()], bound=BOUND)
         work.sides.append(tail.torch(TORCH, "fused"))
         if foreach:
             work.sides.append(tail.torch("torch foreach + clip_grad_norm_", "foreach"))
+        if device.type == "cuda":
+            work.add("apex FusedAdam + clip_grad_norm_", lambda: tail.apex())
+            work.add("bitsandbytes AdamW + clip_grad_norm_", lambda: tail.bitsandbytes())
         work.sides.append(copy_yardstick(device, BYTES[torch.float32] * tail.count))
         return work
 
@@ -141,7 +161,7 @@ def fp32(
 def bf16(shapes: Callable[[], Shapes], beside_fp32: bool = True) -> Callable[[torch.device, bool], Work]:
     def build(device: torch.device, quick: bool) -> Work:
         chosen = shrunk(shapes()) if quick else shapes()
-        need_memory(sum(torch.Size(shape).numel() for shape in chosen) * (34 + 24 * beside_fp32), device)
+        need_memory(count_of(chosen) * (66 + 24 * beside_fp32), device)
         tail = Tail(chosen, torch.bfloat16, device)
         # A master that is a rounding error off may be rounded to the next bf16 parameter.
         bound = {"change of the parameters": 1e-2, "exp_avg": BOUND, "exp_avg_sq": BOUND}
@@ -168,6 +188,9 @@ def _config(tail: Tail, dtype: str, adjacent: bool) -> dict[str, Any]:
 
 
 CASES = [
+    Case("adam/fp32-210M", fp32(lambda: even(300, 210_000_000)), ("cuda",)),
+    Case("adam/bf16-remainder-210M", bf16(lambda: even(300, 210_000_000)), ("cuda",)),
+    Case("adam/bf16-remainder-1B", bf16(lambda: even(400, 1_000_000_000), beside_fp32=False), ("cuda",)),
     Case("adam/fp32-200", fp32(lambda: even(200, 50_000_000)), ("cpu",)),
     Case("adam/bf16-remainder-200", bf16(lambda: even(200, 50_000_000)), ("cpu",)),
     Case("adam/2000x512", fp32(lambda: even(2000, 2000 * 512))),
@@ -177,7 +200,4 @@ CASES = [
     Case("adam/transformer-big", fp32(lambda: of_model("big"), foreach=False)),
     Case("adam/transformer-big-adjacent", fp32(lambda: of_model("big"), adjacent=True, foreach=False), ("cuda",)),
     Case("adam/gpt2-medium", fp32(lambda: of_model("gpt2-medium"), foreach=False)),
-    Case("adam/fp32-210M", fp32(lambda: even(300, 210_000_000)), ("cuda",)),
-    Case("adam/bf16-remainder-210M", bf16(lambda: even(300, 210_000_000)), ("cuda",)),
-    Case("adam/bf16-remainder-1B", bf16(lambda: even(400, 1_000_000_000), beside_fp32=False), ("cuda",)),
 ]

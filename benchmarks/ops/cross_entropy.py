@@ -4,7 +4,7 @@ Needed are one read of the logits and one write of their gradient: as much as a 
 buffer. Sides are compared in fairseq's form of smoothing; torch's form of (V / (V - 1)) eps is the same number.
 Most of the peers' time on a CPU can be page faults, since they make several matrices of this size: cases named
 "-system" leave malloc as users of torch find it, the others keep freed memory as pyseq-train does.
-The gradient is asked for by ``torch.autograd.grad``: no side pays for adding it to another.
+The logits are what a layer would hand over: no leaf, and whoever makes them takes the gradient as it comes.
 """
 
 from __future__ import annotations
@@ -24,46 +24,65 @@ from pyseq import ops
 SMOOTHING, PADDING = 0.1, 1
 
 
+class _Produced(torch.autograd.Function):
+    """Stands for the layer that computed the logits, in no time: it hands over a memory and is handed the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, owner: Logits) -> Tensor:
+        ctx.owner = owner
+        return owner.memory.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[None, None]:
+        ctx.owner.gradient = grads[0]
+        return None, None
+
+
 class Logits:
     """Logits [N, V] of the usual spread with targets, some of them padding; restored where a side writes over them."""
 
+    gradient: Tensor | None  # of the last run
+
     def __init__(self, rows: int, classes: int, dtype: torch.dtype, device: torch.device) -> None:
         self.saved = torch.randn(rows, classes, device=device).mul_(2).to(dtype)
-        self.logits = self.saved.clone().requires_grad_()
+        self.memory = self.saved.clone()
+        self._anchor = torch.zeros((), device=device, requires_grad=True)
+        self.logits = self.memory
         self.target = torch.randint(PADDING + 1, classes, (rows,), device=device)
         self.target[::16] = PADDING
         self.size = self.saved.numel() * self.saved.element_size()
 
-    def fresh(self) -> None:
-        self.logits = self.logits.detach().copy_(self.saved).requires_grad_()
+    def produce(self) -> None:
+        """New logits, before each run of every side: any side of the turn may have written over the last ones."""
+        self.memory.copy_(self.saved)
+        self.gradient = None
+        self.logits = _Produced.apply(self._anchor, self)
 
     def training(self, name: str, loss: Loss, overwrites: bool = False, graph: bool = True) -> Side:
-        def run() -> tuple[Tensor, Tensor]:
+        def run() -> Tensor:
             value = loss(self.logits, self.target)
-            return value, torch.autograd.grad(value, self.logits)[0]
+            value.backward()
+            return value
 
         def outcome() -> Outcome:
-            value, gradient = run()
-            return {"loss": value.float(), "gradient": gradient}
+            value = run()
+            assert self.gradient is not None
+            # over the logits, where the next run restores them
+            return {"loss": value.detach().float(), "gradient": self.gradient.clone() if overwrites else self.gradient}
 
-        # A graph replays on the tensors that it was captured with; fresh() keeps their memory.
-        prepare = self.fresh if overwrites else _nothing
-        return Side(name, run, prepare, outcome, bytes=2 * self.size, graph=graph)
+        # A graph replays on the memory that it was captured with, which produce() keeps.
+        return Side(name, run, self.produce, outcome, bytes=2 * self.size, graph=graph)
 
     def forward(self, name: str, loss: Loss) -> Side:
         def run() -> Tensor:
             with torch.no_grad():
-                return loss(self.logits, self.target)
+                return loss(self.saved, self.target)
 
         return Side(name, run, outcome=lambda: {"loss": run().float()}, bytes=self.size)
 
     def copy(self) -> Side:
         second = torch.empty_like(self.saved)
         return Side("copy of the logits", lambda: second.copy_(self.saved), bytes=2 * self.size, ceiling="bandwidth")
-
-
-def _nothing() -> None:
-    pass
 
 
 def pyseq_loss(smoothing: float, **options: Any) -> Loss:

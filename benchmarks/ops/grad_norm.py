@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.harness import Case, Side, Unavailable, Work
 from benchmarks.machine import copy_yardstick, need_memory
-from benchmarks.parameter_lists import Shapes, allocate, even, of_model
+from benchmarks.parameter_lists import Shapes, allocate, count_of, even, of_model
 from pyseq import ops
 
 
@@ -19,7 +19,7 @@ def norm(shapes: Callable[[], Shapes], dtype: torch.dtype) -> Callable[[torch.de
         if not callable(grad_norm):
             raise Unavailable("this pyseq has no ops.grad_norm")
         chosen = [tuple(min(n, 64) for n in shape) for shape in shapes()[:20]] if quick else shapes()
-        count = sum(torch.Size(shape).numel() for shape in chosen)
+        count = count_of(chosen)
         need_memory(2 * count * dtype.itemsize, device)
         gradients = allocate(chosen, dtype, device, adjacent=False, scale=0.01)
         size = count * dtype.itemsize
@@ -28,7 +28,7 @@ def norm(shapes: Callable[[], Shapes], dtype: torch.dtype) -> Callable[[torch.de
         return Work(
             config,
             [
-                Side("pyseq", ours, outcome=lambda: {"norm": ours().float()}, bytes=size),
+                Side("pyseq", ours, outcome=lambda: {"norm": ours().float().clone()}, bytes=size),
                 Side("get_total_norm", theirs, outcome=lambda: {"norm": theirs().float()}, bytes=size),
                 copy_yardstick(device, size),
             ],
