@@ -11,12 +11,9 @@ using namespace pyseq;
 
 void bind_adam(py::module_& m);           // bindings_adam.cpp
 void bind_cross_entropy(py::module_& m);  // bindings_cross_entropy.cpp
-void bind_grad_norm(py::module_& m);      // bindings_grad_norm.cpp
-void bind_segments(py::module_& m);       // bindings_segments.cpp
 void bind_dropout(py::module_& m);        // bindings_dropout.cpp
+void bind_grad_norm(py::module_& m);      // bindings_grad_norm.cpp
 void bind_layer_norm(py::module_& m);     // bindings_layer_norm.cpp
-void bind_dropout(py::module_& m);        // bindings_dropout.cpp
-void bind_grad_norm(py::module_& m);      // bindings_grad_norm.cpp
 void bind_segments(py::module_& m);       // bindings_segments.cpp
 
 namespace {
@@ -57,11 +54,8 @@ void bind_ops(py::module_& m) {
   m.def("use_isa", &use_isa, py::arg("name"), "Use one of isas() from now on.");
   bind_adam(m);
   bind_cross_entropy(m);
-  bind_grad_norm(m);
-  bind_segments(m);
   bind_dropout(m);
+  bind_grad_norm(m);
   bind_layer_norm(m);
-  bind_dropout(m);
-  bind_grad_norm(m);
   bind_segments(m);
 }
