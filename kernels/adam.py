@@ -112,7 +112,7 @@ def _stochastically_to_bf16(value, random16):
 
 @triton.jit
 def _converted(value, DTYPE: tl.constexpr):
-    if DTYPE == tl.bfloat16:
+    if tl.bfloat16 == DTYPE:
         return _round_to_bf16(value)
     else:
         return value.to(DTYPE)
@@ -189,10 +189,10 @@ def _update_kernel(
         exp_avg = _column(row, 2, STATE, ALIGNED) + offsets
         exp_avg_sq = _column(row, 3, STATE, ALIGNED) + offsets
         g = tl.load(grad, mask=inside, other=0.0).to(tl.float32) * tl.load(factors)
-        if EXTRA == tl.float32:
+        if tl.float32 == EXTRA:
             extra = _column(row, 5, EXTRA, ALIGNED) + offsets
             p = tl.load(extra, mask=inside, other=0.0)
-        elif EXTRA == tl.int16:
+        elif tl.int16 == EXTRA:
             extra = _column(row, 5, EXTRA, ALIGNED) + offsets
             p = _join_master(tl.load(param, mask=inside, other=0.0), tl.load(extra, mask=inside, other=0))
         else:
@@ -209,7 +209,7 @@ def _update_kernel(
             decayed = tl.fma(p * 0 - decay, p, p)
         m = tl.fma(m, m * 0 + tl.load(factors + 3), tl.load(factors + 4) * g)
         v = tl.fma(v, v * 0 + tl.load(factors + 5), tl.load(factors + 6) * g * g)
-        if STATE == tl.bfloat16:
+        if tl.bfloat16 == STATE:
             number = (tl.load(factors + 10).to(tl.int64) << 32) | tl.load(row + 7)
             words = _random_words(seed, number, begin // 64, BLOCK // 64)
             stored_m = _stochastically_to_bf16(m, words & 0xFFFF)
@@ -227,20 +227,20 @@ def _update_kernel(
 
         tl.store(exp_avg, stored_m, mask=inside)
         tl.store(exp_avg_sq, stored_v, mask=inside)
-        if EXTRA == tl.int16:
+        if tl.int16 == EXTRA:
             high, low = _split_master(p)
             tl.store(param, high, mask=inside)
             tl.store(extra, low, mask=inside)
         else:
             tl.store(param, _converted(p, PARAM), mask=inside)
-            if EXTRA == tl.float32:
+            if tl.float32 == EXTRA:
                 tl.store(extra, p, mask=inside)
     if ZERO_GRADS:
         tl.store(grad, tl.zeros((BLOCK,), GRAD), mask=inside)
 
 
 def update(table: Tensor, dtypes: Any, cache: dict[str, Any], rule: Any, scalars: Any) -> None:
-    """One step; the arguments are those of Kernel.update in pyseq/ops/adam.py, with the plan's table, dtypes and cache."""
+    """One step; arguments are those of Kernel.update in pyseq/ops/adam.py, with the plan's table, dtypes and cache."""
     device = scalars.step.device
     block, num_warps = launch(min(dtype.itemsize for dtype in dtypes if dtype is not None))
     with device_of(scalars.step):

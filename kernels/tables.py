@@ -1,7 +1,7 @@
 """Tables of memory in Triton: kernels that run over many tensors in one launch.
 
-A table is int64 [rows, WIDTH] on the device; its last column is the number of the row's first chunk, counted over all rows.
-A program works on one chunk.
+A table is int64 [rows, WIDTH] on the device; its last column is the number of the row's first chunk, counted over all
+rows. A program works on one chunk.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def with_chunks(table: Tensor, numel_column: int, chunk: int) -> tuple[Tensor, int]:
-    """``table`` (on the CPU) without rows of no elements and with the column of first chunks; and how many there are."""
+    """``table`` (on the CPU) without empty rows and with the column of first chunks; and how many chunks there are."""
     table = table[table[:, numel_column] > 0]
     counts = (table[:, numel_column] + (chunk - 1)) // chunk
     ends = counts.cumsum(0)
