@@ -156,7 +156,9 @@ def forward_and_backward(fn: Callable[..., Tensor], arguments: tuple[Tensor, ...
     return run
 
 
-def measure(model: str, dtype: torch.dtype, case: Case, repeats: int, with_compile: bool) -> list[Figure]:
+def measure(
+    model: str, dtype: torch.dtype, case: Case, repeats: int, with_compile: bool, clock: Callable[[], float]
+) -> list[Figure]:
     first = case.arguments[0].detach()
     copied = torch.empty_like(first)
     work = {"pyseq": case.pyseq, "torch": case.torch}
@@ -170,10 +172,10 @@ def measure(model: str, dtype: torch.dtype, case: Case, repeats: int, with_compi
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repeats + 1):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = clock()
             run()
             if turn > 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return [
         Figure(
             model,
@@ -188,13 +190,12 @@ def measure(model: str, dtype: torch.dtype, case: Case, repeats: int, with_compi
     ]
 
 
-def table(figures: list[Figure]) -> str:
-    lines = [f"{'model':<17}{'case':<42}{'work':<28}{'ms':>8}{'fastest':>9}{'pyseq is faster by':>20}"]
-    for figure in figures:
-        model = f"{figure.model} {figure.dtype}"
-        times = f"{figure.milliseconds:>8.2f}{figure.fastest:>9.2f}{figure.speedup:>20.2f}"
-        lines.append(f"{model:<17}{figure.case:<42}{figure.work:<28}{times}")
-    return "\n".join(lines)
+HEAD = f"{'model':<17}{'case':<42}{'work':<28}{'ms':>8}{'fastest':>9}{'pyseq is faster by':>20}"
+
+
+def line(figure: Figure) -> str:
+    times = f"{figure.milliseconds:>8.2f}{figure.fastest:>9.2f}{figure.speedup:>20.2f}"
+    return f"{f'{figure.model} {figure.dtype}':<17}{figure.case:<42}{figure.work:<28}{times}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -202,12 +203,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compile", action="store_true", help="torch.compile too")
+    parser.add_argument("--cpu-time", action="store_true", help="processor time: with one thread, on a busy machine")
     parser.add_argument("--models", nargs="+", default=[model for model, *_ in SIZES])
     parser.add_argument("--cases", nargs="+", default=[""], help="cases whose names contain one of these")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
     keep_freed_memory()  # as pyseq-train does: large tensors are not mapped anew each time
     torch.set_num_threads(args.threads)
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    print(ops.report(), HEAD, sep="\n\n")
     figures = []
     for model, width, inner, dtype in SIZES:
         if model not in args.models:
@@ -215,11 +219,12 @@ def main(argv: list[str] | None = None) -> int:
         every = cases(width, inner, dtype) + attention_cases(width, dtype, heads=width // 64 if width > 128 else 4)
         for case in every:
             if any(word in case.name for word in args.cases):
-                figures += measure(model, dtype, case, args.repeats, args.compile)
-    print(ops.report())
-    print("\n" + table(figures))
+                measured = measure(model, dtype, case, args.repeats, args.compile, clock)
+                print("\n".join(map(line, measured)), flush=True)
+                figures += measured
     if args.json:
         settings = {"machine": platform.processor() or platform.machine(), "threads": args.threads}
+        settings["clock"] = "processor time" if args.cpu_time else "wall"
         settings |= {"torch": torch.__version__, "tokens": TOKENS, "p": P, "isa": ops.dispatch.status("cpp").detail}
         args.json.write_text(json.dumps(settings | {"figures": [asdict(f) for f in figures]}, indent=1) + "\n")
     return 0
