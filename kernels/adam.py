@@ -14,7 +14,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pyseq.kernels.tables import bits_of, device_of, double_of, row_of_chunk, search_steps, with_chunks
+from pyseq.kernels.tables import (
+    bits_of,
+    column,
+    device_of,
+    double_of,
+    elements,
+    is_aligned,
+    row_of_chunk,
+    search_steps,
+    with_chunks,
+)
 
 # param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, master or remainder, elements, key, first chunk
 TABLE_WIDTH = tl.constexpr(9)
@@ -112,7 +122,7 @@ def _stochastically_to_bf16(value, random16):
 
 @triton.jit
 def _converted(value, DTYPE: tl.constexpr):
-    if DTYPE == tl.bfloat16:
+    if tl.bfloat16 == DTYPE:
         return _round_to_bf16(value)
     else:
         return value.to(DTYPE)
@@ -154,14 +164,6 @@ def _larger(a, b):
     return tl.where((a > b) | (a != a), a, b)
 
 
-@triton.jit
-def _column(row, index: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    address = tl.load(row + index)
-    if ALIGNED:
-        address = tl.multiple_of(address, 16)
-    return address.to(tl.pointer_type(DTYPE))
-
-
 @triton.jit(do_not_specialize=["rows", "steps", "seed"])
 def _update_kernel(
     table,
@@ -182,18 +184,18 @@ def _update_kernel(
     row = row_of_chunk(table, rows, steps, chunk, TABLE_WIDTH)
     begin = (chunk - tl.load(row + 8)) * BLOCK
     offsets = begin + tl.arange(0, BLOCK)
-    inside = offsets < tl.load(row + 6)
-    grad = _column(row, 1, GRAD, ALIGNED) + offsets
+    inside = offsets < elements(row, 6, ALIGNED)
+    grad = column(row, 1, GRAD, ALIGNED) + offsets
     if tl.load(factors + 9) == 0:
-        param = _column(row, 0, PARAM, ALIGNED) + offsets
-        exp_avg = _column(row, 2, STATE, ALIGNED) + offsets
-        exp_avg_sq = _column(row, 3, STATE, ALIGNED) + offsets
+        param = column(row, 0, PARAM, ALIGNED) + offsets
+        exp_avg = column(row, 2, STATE, ALIGNED) + offsets
+        exp_avg_sq = column(row, 3, STATE, ALIGNED) + offsets
         g = tl.load(grad, mask=inside, other=0.0).to(tl.float32) * tl.load(factors)
-        if EXTRA == tl.float32:
-            extra = _column(row, 5, EXTRA, ALIGNED) + offsets
+        if tl.float32 == EXTRA:
+            extra = column(row, 5, EXTRA, ALIGNED) + offsets
             p = tl.load(extra, mask=inside, other=0.0)
-        elif EXTRA == tl.int16:
-            extra = _column(row, 5, EXTRA, ALIGNED) + offsets
+        elif tl.int16 == EXTRA:
+            extra = column(row, 5, EXTRA, ALIGNED) + offsets
             p = _join_master(tl.load(param, mask=inside, other=0.0), tl.load(extra, mask=inside, other=0))
         else:
             p = tl.load(param, mask=inside, other=0.0).to(tl.float32)
@@ -209,7 +211,7 @@ def _update_kernel(
             decayed = tl.fma(p * 0 - decay, p, p)
         m = tl.fma(m, m * 0 + tl.load(factors + 3), tl.load(factors + 4) * g)
         v = tl.fma(v, v * 0 + tl.load(factors + 5), tl.load(factors + 6) * g * g)
-        if STATE == tl.bfloat16:
+        if tl.bfloat16 == STATE:
             number = (tl.load(factors + 10).to(tl.int64) << 32) | tl.load(row + 7)
             words = _random_words(seed, number, begin // 64, BLOCK // 64)
             stored_m = _stochastically_to_bf16(m, words & 0xFFFF)
@@ -218,7 +220,7 @@ def _update_kernel(
             stored_m = m
             stored_v = v
         if AMSGRAD:
-            most = _column(row, 4, STATE, ALIGNED) + offsets
+            most = column(row, 4, STATE, ALIGNED) + offsets
             before = tl.load(most, mask=inside, other=0.0).to(tl.float32)
             v = _larger(before, v)
             tl.store(most, _larger(before, stored_v.to(tl.float32)).to(STATE), mask=inside)
@@ -227,20 +229,20 @@ def _update_kernel(
 
         tl.store(exp_avg, stored_m, mask=inside)
         tl.store(exp_avg_sq, stored_v, mask=inside)
-        if EXTRA == tl.int16:
+        if tl.int16 == EXTRA:
             high, low = _split_master(p)
             tl.store(param, high, mask=inside)
             tl.store(extra, low, mask=inside)
         else:
             tl.store(param, _converted(p, PARAM), mask=inside)
-            if EXTRA == tl.float32:
+            if tl.float32 == EXTRA:
                 tl.store(extra, p, mask=inside)
     if ZERO_GRADS:
         tl.store(grad, tl.zeros((BLOCK,), GRAD), mask=inside)
 
 
 def update(table: Tensor, dtypes: Any, cache: dict[str, Any], rule: Any, scalars: Any) -> None:
-    """One step; the arguments are those of Kernel.update in pyseq/ops/adam.py, with the plan's table, dtypes and cache."""
+    """One step. The arguments are those of Kernel.update in pyseq/ops/adam.py: a plan's table, dtypes and cache."""
     device = scalars.step.device
     block, num_warps = launch(min(dtype.itemsize for dtype in dtypes if dtype is not None))
     with device_of(scalars.step):
@@ -250,7 +252,7 @@ def update(table: Tensor, dtypes: Any, cache: dict[str, Any], rule: Any, scalars
             return
         if "triton" not in cache:
             rows, chunks = with_chunks(table, ADDRESSES, block)
-            aligned = bool((table[:, :ADDRESSES] % 16 == 0).all())
+            aligned = is_aligned(table[:, : ADDRESSES + 1])
             cache["triton"] = rows.to(device, non_blocking=True), chunks, aligned
         rows, chunks, aligned = cache["triton"]
         _update_kernel[(chunks,)](

@@ -1,7 +1,7 @@
 """Tables of memory in Triton: kernels that run over many tensors in one launch.
 
-A table is int64 [rows, WIDTH] on the device; its last column is the number of the row's first chunk, counted over all rows.
-A program works on one chunk.
+A table is int64 [rows, WIDTH] on the device; its last column is the number of the row's first chunk, counted over all
+rows. A program works on one chunk.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def with_chunks(table: Tensor, numel_column: int, chunk: int) -> tuple[Tensor, int]:
-    """``table`` (on the CPU) without rows of no elements and with the column of first chunks; and how many there are."""
+    """``table`` (on the CPU) without rows of no elements and with the column of first chunks; and all chunks."""
     table = table[table[:, numel_column] > 0]
     counts = (table[:, numel_column] + (chunk - 1)) // chunk
     ends = counts.cumsum(0)
@@ -55,3 +55,26 @@ def row_of_chunk(table, rows, steps, chunk, WIDTH: tl.constexpr):
         low = tl.where(here, middle, low)
         high = tl.where(here, high, middle - 1)
     return table + low * WIDTH
+
+
+@triton.jit
+def column(row, index: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """The address in a column of a row. ``ALIGNED``: it is a multiple of 16, so that threads may access 16 bytes."""
+    pointer = tl.load(row + index).to(tl.pointer_type(DTYPE))
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer
+
+
+@triton.jit
+def elements(row, index: tl.constexpr, ALIGNED: tl.constexpr):
+    """The number of elements in a column of a row. ``ALIGNED``: a multiple of 16, which masks need to be."""
+    count = tl.load(row + index)
+    if ALIGNED:
+        count = tl.multiple_of(count, 16)
+    return count
+
+
+def is_aligned(addresses_and_sizes: Tensor) -> bool:
+    """Whether :func:`column` and :func:`elements` may be told so."""
+    return bool((addresses_and_sizes % 16 == 0).all())

@@ -130,7 +130,7 @@ class CudaKernel(Kernel):
 
 
 def _dtype_numbers(plan: AdamPlan) -> tuple[int, ...]:
-    """The dtypes of parameters, gradients, states and masters or remainders as the core and the CUDA kernels know them."""
+    """The dtypes of the columns as the core and the CUDA kernels know them."""
     return *(dispatch.DTYPE_NUMBERS[dtype] for dtype in plan.dtypes[:3]), EXTRA_NUMBERS[plan.dtypes.extra]
 
 

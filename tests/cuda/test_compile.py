@@ -15,30 +15,6 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 ARCHITECTURES = ("80", "90", "100")
 
-TRITON_COMPILE = """
-import sys, pathlib, triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from pyseq.kernels import cross_entropy as kernels
-
-scalars = dict(cols="i32", row_stride="i64", ignore_index="i32", nll_weight="fp32", smooth_weight="fp32")
-forward = dict(target="*i64", loss="*fp32", nll="*fp32", correct="*i8", stats="*fp32", **scalars)
-backward = dict(grad_loss="*fp32", target="*i64", stats="*fp32", **scalars)
-for capability, name, size in ((80, "bf16", 2), (90, "bf16", 2), (90, "fp32", 4), (90, "fp16", 2), (100, "bf16", 2)):
-    block, num_warps = kernels.launch(32000, size)
-    sources = (
-        (kernels._forward_kernel, dict(logits="*" + name, **forward)),
-        (kernels._backward_kernel, dict(logits="*" + name, grad="*" + name, **backward)),
-    )
-    for kernel, types in sources:
-        signature = {argument: types.get(argument, "constexpr") for argument in kernel.arg_names}
-        source = ASTSource(kernel, signature, constexprs={"BLOCK": block})
-        target = GPUTarget("cuda", capability, 32)
-        compiled = triton.compile(source, target=target, options={"num_warps": num_warps})
-        file = pathlib.Path(sys.argv[1], f"{kernel.fn.__name__}-{name}-sm_{capability}.cubin")
-        file.write_bytes(compiled.asm["cubin"])
-"""
-
 
 def assert_no_spills(report: str, kernels: int) -> None:
     """``report`` is what ptxas -v says: registers, stack and spills of each kernel."""
@@ -74,14 +50,14 @@ def test_triton_kernels_compile_for_gpus_that_are_not_here(tmp_path: Path) -> No
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", TRITON_COMPILE, str(tmp_path)],
+        [sys.executable, str(Path(__file__).with_name("compile_triton.py")), str(tmp_path)],
         env=environment,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
     cubins = list(tmp_path.glob("*.cubin"))
-    assert len(cubins) == 10
+    assert {"adam", "cross_entropy", "grad_norm"} <= {cubin.name.split(".")[2] for cubin in cubins}
     cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     for cubin in cubins:
         command = [cuobjdump, "--dump-resource-usage", cubin]
