@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pyseq.kernels.tables import (
+    as_float32,
     bits_of,
     column,
     device_of,
@@ -190,7 +191,7 @@ def _update_kernel(
         param = column(row, 0, PARAM, ALIGNED) + offsets
         exp_avg = column(row, 2, STATE, ALIGNED) + offsets
         exp_avg_sq = column(row, 3, STATE, ALIGNED) + offsets
-        g = tl.load(grad, mask=inside, other=0.0).to(tl.float32) * tl.load(factors)
+        g = as_float32(tl.load(grad, mask=inside, other=0.0)) * tl.load(factors)
         if tl.float32 == EXTRA:
             extra = column(row, 5, EXTRA, ALIGNED) + offsets
             p = tl.load(extra, mask=inside, other=0.0)
@@ -198,9 +199,9 @@ def _update_kernel(
             extra = column(row, 5, EXTRA, ALIGNED) + offsets
             p = _join_master(tl.load(param, mask=inside, other=0.0), tl.load(extra, mask=inside, other=0))
         else:
-            p = tl.load(param, mask=inside, other=0.0).to(tl.float32)
-        m = tl.load(exp_avg, mask=inside, other=0.0).to(tl.float32)
-        v = tl.load(exp_avg_sq, mask=inside, other=0.0).to(tl.float32)
+            p = as_float32(tl.load(param, mask=inside, other=0.0))
+        m = as_float32(tl.load(exp_avg, mask=inside, other=0.0))
+        v = as_float32(tl.load(exp_avg_sq, mask=inside, other=0.0))
 
         l2 = tl.load(factors + 1)
         decay = tl.load(factors + 2)
@@ -221,9 +222,9 @@ def _update_kernel(
             stored_v = v
         if AMSGRAD:
             most = column(row, 4, STATE, ALIGNED) + offsets
-            before = tl.load(most, mask=inside, other=0.0).to(tl.float32)
+            before = as_float32(tl.load(most, mask=inside, other=0.0))
             v = _larger(before, v)
-            tl.store(most, _larger(before, stored_v.to(tl.float32)).to(STATE), mask=inside)
+            tl.store(most, _converted(_larger(before, as_float32(stored_v)), STATE), mask=inside)
         divisor = tl.sqrt_rn(v) + tl.load(factors + 8)
         p = tl.fma(p * 0 - tl.load(factors + 7), tl.div_rn(m, divisor), decayed)
 

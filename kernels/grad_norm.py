@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pyseq.kernels.tables import (
+    as_float32,
     bits_of,
     column,
     device_of,
@@ -55,7 +56,10 @@ def _squares(row, first, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, CHUNK: tl.c
     total = tl.full((), 0.0, tl.float64)
     for begin in range(0, CHUNK, BLOCK):
         offsets = first + begin + tl.arange(0, BLOCK)
-        values = tl.load(x + offsets, mask=offsets < numel, other=0.0).to(tl.float64)
+        values = tl.load(x + offsets, mask=offsets < numel, other=0.0)
+        if values.dtype == tl.bfloat16:
+            values = as_float32(values)
+        values = values.to(tl.float64)
         total += tl.sum(values * values)
     return total
 

@@ -78,3 +78,12 @@ def elements(row, index: tl.constexpr, ALIGNED: tl.constexpr):
 def is_aligned(addresses_and_sizes: Tensor) -> bool:
     """Whether :func:`column` and :func:`elements` may be told so."""
     return bool((addresses_and_sizes % 16 == 0).all())
+
+
+@triton.jit
+def as_float32(values):
+    """``values`` in fp32. By their bits if they are bf16: the interpreter takes subnormal bf16 numbers for 0."""
+    if values.dtype == tl.bfloat16:
+        return (values.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return values.to(tl.float32)
