@@ -14,7 +14,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pyseq.kernels.tables import bits_of, device_of, double_of, row_of_chunk, search_steps, with_chunks
+from pyseq.kernels.tables import (
+    as_float32,
+    bits_of,
+    column,
+    device_of,
+    double_of,
+    elements,
+    is_aligned,
+    row_of_chunk,
+    search_steps,
+    with_chunks,
+)
 
 # param, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, master or remainder, elements, key, first chunk
 TABLE_WIDTH = tl.constexpr(9)
@@ -154,14 +165,6 @@ def _larger(a, b):
     return tl.where((a > b) | (a != a), a, b)
 
 
-@triton.jit
-def _column(row, index: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
-    address = tl.load(row + index)
-    if ALIGNED:
-        address = tl.multiple_of(address, 16)
-    return address.to(tl.pointer_type(DTYPE))
-
-
 @triton.jit(do_not_specialize=["rows", "steps", "seed"])
 def _update_kernel(
     table,
@@ -182,23 +185,23 @@ def _update_kernel(
     row = row_of_chunk(table, rows, steps, chunk, TABLE_WIDTH)
     begin = (chunk - tl.load(row + 8)) * BLOCK
     offsets = begin + tl.arange(0, BLOCK)
-    inside = offsets < tl.load(row + 6)
-    grad = _column(row, 1, GRAD, ALIGNED) + offsets
+    inside = offsets < elements(row, 6, ALIGNED)
+    grad = column(row, 1, GRAD, ALIGNED) + offsets
     if tl.load(factors + 9) == 0:
-        param = _column(row, 0, PARAM, ALIGNED) + offsets
-        exp_avg = _column(row, 2, STATE, ALIGNED) + offsets
-        exp_avg_sq = _column(row, 3, STATE, ALIGNED) + offsets
-        g = tl.load(grad, mask=inside, other=0.0).to(tl.float32) * tl.load(factors)
+        param = column(row, 0, PARAM, ALIGNED) + offsets
+        exp_avg = column(row, 2, STATE, ALIGNED) + offsets
+        exp_avg_sq = column(row, 3, STATE, ALIGNED) + offsets
+        g = as_float32(tl.load(grad, mask=inside, other=0.0)) * tl.load(factors)
         if tl.float32 == EXTRA:
-            extra = _column(row, 5, EXTRA, ALIGNED) + offsets
+            extra = column(row, 5, EXTRA, ALIGNED) + offsets
             p = tl.load(extra, mask=inside, other=0.0)
         elif tl.int16 == EXTRA:
-            extra = _column(row, 5, EXTRA, ALIGNED) + offsets
+            extra = column(row, 5, EXTRA, ALIGNED) + offsets
             p = _join_master(tl.load(param, mask=inside, other=0.0), tl.load(extra, mask=inside, other=0))
         else:
-            p = tl.load(param, mask=inside, other=0.0).to(tl.float32)
-        m = tl.load(exp_avg, mask=inside, other=0.0).to(tl.float32)
-        v = tl.load(exp_avg_sq, mask=inside, other=0.0).to(tl.float32)
+            p = as_float32(tl.load(param, mask=inside, other=0.0))
+        m = as_float32(tl.load(exp_avg, mask=inside, other=0.0))
+        v = as_float32(tl.load(exp_avg_sq, mask=inside, other=0.0))
 
         l2 = tl.load(factors + 1)
         decay = tl.load(factors + 2)
@@ -218,10 +221,10 @@ def _update_kernel(
             stored_m = m
             stored_v = v
         if AMSGRAD:
-            most = _column(row, 4, STATE, ALIGNED) + offsets
-            before = tl.load(most, mask=inside, other=0.0).to(tl.float32)
+            most = column(row, 4, STATE, ALIGNED) + offsets
+            before = as_float32(tl.load(most, mask=inside, other=0.0))
             v = _larger(before, v)
-            tl.store(most, _larger(before, stored_v.to(tl.float32)).to(STATE), mask=inside)
+            tl.store(most, _converted(_larger(before, as_float32(stored_v)), STATE), mask=inside)
         divisor = tl.sqrt_rn(v) + tl.load(factors + 8)
         p = tl.fma(p * 0 - tl.load(factors + 7), tl.div_rn(m, divisor), decayed)
 
@@ -240,7 +243,7 @@ def _update_kernel(
 
 
 def update(table: Tensor, dtypes: Any, cache: dict[str, Any], rule: Any, scalars: Any) -> None:
-    """One step; arguments are those of Kernel.update in pyseq/ops/adam.py, with the plan's table, dtypes and cache."""
+    """One step. The arguments are those of Kernel.update in pyseq/ops/adam.py: a plan's table, dtypes and cache."""
     device = scalars.step.device
     block, num_warps = launch(min(dtype.itemsize for dtype in dtypes if dtype is not None))
     with device_of(scalars.step):
@@ -250,7 +253,7 @@ def update(table: Tensor, dtypes: Any, cache: dict[str, Any], rule: Any, scalars
             return
         if "triton" not in cache:
             rows, chunks = with_chunks(table, ADDRESSES, block)
-            aligned = bool((table[:, :ADDRESSES] % 16 == 0).all())
+            aligned = is_aligned(table[:, : ADDRESSES + 1])
             cache["triton"] = rows.to(device, non_blocking=True), chunks, aligned
         rows, chunks, aligned = cache["triton"]
         _update_kernel[(chunks,)](

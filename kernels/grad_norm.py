@@ -13,7 +13,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pyseq.kernels.tables import bits_of, device_of, double_of, row_of_chunk, search_steps, with_chunks
+from pyseq.kernels.tables import (
+    as_float32,
+    bits_of,
+    column,
+    device_of,
+    double_of,
+    elements,
+    is_aligned,
+    row_of_chunk,
+    search_steps,
+    with_chunks,
+)
 
 TABLE_WIDTH = tl.constexpr(4)  # address, elements, dtype, first chunk
 FINAL_BLOCK = 1024
@@ -39,32 +50,34 @@ def launch(elements: int) -> Launch:
 
 
 @triton.jit
-def _squares(address, first, numel, DTYPE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
-    x = address.to(tl.pointer_type(DTYPE))
+def _squares(row, first, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+    x = column(row, 0, DTYPE, ALIGNED)
+    numel = elements(row, 1, ALIGNED)
     total = tl.full((), 0.0, tl.float64)
     for begin in range(0, CHUNK, BLOCK):
         offsets = first + begin + tl.arange(0, BLOCK)
-        values = tl.load(x + offsets, mask=offsets < numel, other=0.0).to(tl.float64)
+        values = tl.load(x + offsets, mask=offsets < numel, other=0.0)
+        if values.dtype == tl.bfloat16:
+            values = as_float32(values)
+        values = values.to(tl.float64)
         total += tl.sum(values * values)
     return total
 
 
 @triton.jit(do_not_specialize=["rows", "steps"])
-def _chunk_kernel(table, partial, rows, steps, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
+def _chunk_kernel(table, partial, rows, steps, ALIGNED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
     chunk = tl.program_id(0).to(tl.int64)
     row = row_of_chunk(table, rows, steps, chunk, TABLE_WIDTH)
-    address = tl.load(row)
-    numel = tl.load(row + 1)
     dtype = tl.load(row + 2)
     first = (chunk - tl.load(row + 3)) * CHUNK
     if dtype == 0:
-        total = _squares(address, first, numel, tl.float32, CHUNK, BLOCK)
+        total = _squares(row, first, tl.float32, ALIGNED, CHUNK, BLOCK)
     elif dtype == 1:
-        total = _squares(address, first, numel, tl.bfloat16, CHUNK, BLOCK)
+        total = _squares(row, first, tl.bfloat16, ALIGNED, CHUNK, BLOCK)
     elif dtype == 2:
-        total = _squares(address, first, numel, tl.float16, CHUNK, BLOCK)
+        total = _squares(row, first, tl.float16, ALIGNED, CHUNK, BLOCK)
     else:
-        total = _squares(address, first, numel, tl.float64, CHUNK, BLOCK)
+        total = _squares(row, first, tl.float64, ALIGNED, CHUNK, BLOCK)
     tl.store(partial + chunk, total)
 
 
@@ -112,7 +125,14 @@ def grad_norm(
         if chunks:
             on_device = rows.to(result.device, non_blocking=True)
             _chunk_kernel[(chunks,)](
-                on_device, partial, len(rows), search_steps(len(rows)), CHUNK=chunk, BLOCK=block, num_warps=num_warps
+                on_device,
+                partial,
+                len(rows),
+                search_steps(len(rows)),
+                ALIGNED=is_aligned(rows[:, :2]),
+                CHUNK=chunk,
+                BLOCK=block,
+                num_warps=num_warps,
             )
         _finish_kernel[(1,)](
             partial,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def with_chunks(table: Tensor, numel_column: int, chunk: int) -> tuple[Tensor, int]:
-    """``table`` (on the CPU) without empty rows and with the column of first chunks; and how many chunks there are."""
+    """``table`` (on the CPU) without rows of no elements and with the column of first chunks; and all chunks."""
     table = table[table[:, numel_column] > 0]
     counts = (table[:, numel_column] + (chunk - 1)) // chunk
     ends = counts.cumsum(0)
@@ -55,3 +55,35 @@ def row_of_chunk(table, rows, steps, chunk, WIDTH: tl.constexpr):
         low = tl.where(here, middle, low)
         high = tl.where(here, high, middle - 1)
     return table + low * WIDTH
+
+
+@triton.jit
+def column(row, index: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """The address in a column of a row. ``ALIGNED``: it is a multiple of 16, so that threads may access 16 bytes."""
+    pointer = tl.load(row + index).to(tl.pointer_type(DTYPE))
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer
+
+
+@triton.jit
+def elements(row, index: tl.constexpr, ALIGNED: tl.constexpr):
+    """The number of elements in a column of a row. ``ALIGNED``: a multiple of 16, which masks need to be."""
+    count = tl.load(row + index)
+    if ALIGNED:
+        count = tl.multiple_of(count, 16)
+    return count
+
+
+def is_aligned(addresses_and_sizes: Tensor) -> bool:
+    """Whether :func:`column` and :func:`elements` may be told so."""
+    return bool((addresses_and_sizes % 16 == 0).all())
+
+
+@triton.jit
+def as_float32(values):
+    """``values`` in fp32. By their bits if they are bf16: the interpreter takes subnormal bf16 numbers for 0."""
+    if values.dtype == tl.bfloat16:
+        return (values.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return values.to(tl.float32)

@@ -130,7 +130,7 @@ class CudaKernel(Kernel):
 
 
 def _dtype_numbers(plan: AdamPlan) -> tuple[int, ...]:
-    """The dtypes of parameters, gradients, states and masters or remainders as the compiled code knows them."""
+    """The dtypes of the columns as the core and the CUDA kernels know them."""
     return *(dispatch.DTYPE_NUMBERS[dtype] for dtype in plan.dtypes[:3]), EXTRA_NUMBERS[plan.dtypes.extra]
 
 
@@ -268,7 +268,7 @@ def reference(columns: Columns, rule: Rule, scalars: Scalars) -> None:
         m = rule.beta1 * exp_avg.to(dtype) + (1 - rule.beta1) * g
         v = rule.beta2 * exp_avg_sq.to(dtype) + (1 - rule.beta2) * g * g
         largest = v if max_exp_avg_sq is None else torch.maximum(max_exp_avg_sq.to(dtype), v)
-        p = (p - size * m / (largest.sqrt() / divisor + rule.eps)).to(dtype)  # 0-d tensors are promoted to fp64
+        p = p - size.to(dtype) * m / (largest.sqrt() / divisor + rule.eps)
         m, v = rounded(m, exp_avg.dtype, i, 0), rounded(v, exp_avg.dtype, i, 16)
         write(exp_avg, m)
         write(exp_avg_sq, v)

@@ -1,0 +1,95 @@
+"""Compiles the Triton kernels for GPUs that are not here: ``python compile_triton.py FOLDER`` writes a cubin for each.
+
+A program of its own, because Triton decides when it is imported whether kernels are interpreted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from pyseq.kernels import adam, cross_entropy, grad_norm
+
+CAPABILITIES = (80, 90, 100)
+
+
+class Case(NamedTuple):
+    """A kernel, the types of its arguments (the rest are constants: those of ``constants``, or None), and its warps."""
+
+    name: str
+    kernel: Any
+    types: dict[str, str]
+    constants: dict[str, Any]
+    num_warps: int
+
+
+def cross_entropy_cases() -> Iterator[Case]:
+    scalars = {
+        "cols": "i32",
+        "row_stride": "i64",
+        "ignore_index": "i32",
+        "nll_weight": "fp32",
+        "smooth_weight": "fp32",
+    }
+    forward = {"target": "*i64", "loss": "*fp32", "nll": "*fp32", "correct": "*i8", "stats": "*fp32", **scalars}
+    backward = {"grad_loss": "*fp32", "target": "*i64", "stats": "*fp32", **scalars}
+    for name, size in (("bf16", 2), ("fp32", 4), ("fp16", 2)):
+        block, num_warps = cross_entropy.launch(32000, size)
+        logits, grad = {"logits": "*" + name}, {"grad": "*" + name}
+        yield Case(name, cross_entropy._forward_kernel, {**logits, **forward}, {"BLOCK": block}, num_warps)
+        yield Case(name, cross_entropy._backward_kernel, {**logits, **grad, **backward}, {"BLOCK": block}, num_warps)
+
+
+def grad_norm_cases() -> Iterator[Case]:
+    chunk, block, num_warps = grad_norm.launch(200_000_000)
+    types = {"table": "*i64", "partial": "*fp64", "rows": "i32", "steps": "i32"}
+    yield Case("", grad_norm._chunk_kernel, types, {"ALIGNED": True, "CHUNK": chunk, "BLOCK": block}, num_warps)
+    types = {"partial": "*fp64", "chunks": "i32", "scale_bits": "i64", "max_norm_bits": "i64"}
+    block = {"BLOCK": grad_norm.FINAL_BLOCK}
+    yield Case("squares", grad_norm._finish_kernel, {**types, "squares": "*fp64"}, block, 8)
+    yield Case("norm", grad_norm._finish_kernel, {**types, "scale": "*fp32", "out": "*fp32"}, block, 8)
+
+
+def adam_cases() -> Iterator[Case]:
+    bits = ("beta1_bits", "beta2_bits", "log1_bits", "log2_bits", "eps_bits", "weight_decay_bits", "lr_bits")
+    pointers = ("factors", "step", "lr", "factor", "grad_scale", "found_inf")
+    types = {**dict.fromkeys(bits, "i64"), **dict.fromkeys(pointers, "*fp32")}
+    flags = {"DECOUPLED": True, "CORRECTED_EPS": True, "MAXIMIZE": False}
+    yield Case("", adam._begin_kernel, types, flags, 1)
+    types = {"table": "*i64", "factors": "*fp32", "rows": "i32", "steps": "i32", "seed": "i64"}
+    for param, grad, state, extra in (
+        (tl.float32, tl.float32, tl.float32, None),
+        (tl.bfloat16, tl.bfloat16, tl.float32, tl.int16),
+        (tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.float32),
+        (tl.float16, tl.float32, tl.float32, None),
+    ):
+        block, num_warps = adam.launch(4 if param == tl.float32 else 2)
+        dtypes = {"PARAM": param, "GRAD": grad, "STATE": state, "EXTRA": extra}
+        rest = {"AMSGRAD": state == tl.bfloat16, "ZERO_GRADS": True, "ALIGNED": param != tl.float16, "BLOCK": block}
+        name = "-".join(str(dtype) for dtype in dtypes.values())
+        yield Case(name, adam._update_kernel, types, {**dtypes, **rest}, num_warps)
+
+
+def main(folder: Path) -> None:
+    for case in (*cross_entropy_cases(), *grad_norm_cases(), *adam_cases()):
+        names = case.kernel.arg_names
+        signature = {argument: case.types.get(argument, "constexpr") for argument in names}
+        constants = {argument: case.constants.get(argument) for argument in names if argument not in case.types}
+        for capability in CAPABILITIES:
+            source = ASTSource(case.kernel, signature, constexprs=constants)
+            target = GPUTarget("cuda", capability, 32)
+            compiled = triton.compile(source, target=target, options={"num_warps": case.num_warps})
+            file = f"{case.kernel.fn.__module__}.{case.kernel.fn.__name__}-{case.name}-sm_{capability}"
+            folder.joinpath(file + ".cubin").write_bytes(compiled.asm["cubin"])
+            folder.joinpath(file + ".ptx").write_text(compiled.asm["ptx"])
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
