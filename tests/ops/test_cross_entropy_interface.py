@@ -112,7 +112,7 @@ def test_bad_arguments_are_told() -> None:
         (ValueError, "do not fit", (logits, target.view(4, 1)), {}),
         (ValueError, "0-d", (logits.sum(), target), {}),
         (TypeError, "floating-point", (logits.long(), target), {}),
-        (TypeError, "integer", (logits, target.float()), {}),
+        (ValueError, "integer", (logits, target.float()), {}),
         (ValueError, "meta", (logits, target.to("meta")), {}),
         (ValueError, "label_smoothing", (logits, target), {"label_smoothing": 1.5}),
         (ValueError, "smoothing_form", (logits, target), {"smoothing_form": "other"}),

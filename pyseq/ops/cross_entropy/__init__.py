@@ -106,7 +106,8 @@ def cross_entropy(
             raise ValueError("ignore_index is for targets that are classes, not for probabilities")
         if target.shape != input.shape:
             raise ValueError(
-                f"probabilities are {tuple(target.shape)}: they must be {tuple(input.shape)} as the logits"
+                f"a floating-point target is probabilities of the logits' shape {tuple(input.shape)}, not "
+                f"{tuple(target.shape)}; classes are of an integer dtype"
             )
         rows = reference_of_probabilities(logits, _classes_last(target, class_dim), options)
         return rows if reduction == "none" else rows.sum() if reduction == "sum" else rows.mean()
