@@ -251,7 +251,8 @@ struct Layout {
   }
 };
 
-// 16 bytes from any element: from shared memory or global memory, in aligned words.
+// 16 bytes from any element, of shared memory or global memory, in aligned words. Those at both ends may hold half a
+// neighbour, which is not used.
 template <class T>
 __device__ inline Pack<T> load_unaligned(const T* p) {
   const auto address = reinterpret_cast<uintptr_t>(p);
