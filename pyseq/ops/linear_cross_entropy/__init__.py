@@ -28,7 +28,6 @@ from pyseq.ops.cross_entropy import (
 from pyseq.ops.cross_entropy import _divisor as divisor_of
 from pyseq.ops.cross_entropy import reference as reference_of_logits
 from pyseq.ops.cross_entropy.checks import check_options
-from pyseq.ops.cross_entropy.definition import out_of_range
 from pyseq.ops.linear_cross_entropy import library
 from pyseq.ops.linear_cross_entropy.autograd import Call, LinearCrossEntropy, Results, summed
 from pyseq.ops.linear_cross_entropy.run import Wanted
@@ -243,14 +242,5 @@ def _results(call: Call, reduce: bool) -> Results:
     )
     if torch.compiler.is_compiling():
         return library.call(call, reduce, wanted)
-    if call.target.device.type == "cpu":
-        _check_range(call)
     results: Results = LinearCrossEntropy.apply(*call[:3], call, reduce, wanted, KERNELS[chosen])
     return results
-
-
-def _check_range(call: Call) -> None:
-    target, classes = call.target, len(call.weight)
-    bad = ((target < 0) | (target >= classes)) & (target != call.ignore_index)
-    if bad.any():
-        raise out_of_range(target, int(bad.nonzero()[0]), classes, call.ignore_index)

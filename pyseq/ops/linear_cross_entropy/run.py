@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pyseq.ops.cross_entropy import Kernel, Options, RowResults
+from pyseq.ops.cross_entropy.definition import out_of_range
 from pyseq.ops.linear_cross_entropy import products
 
 
@@ -26,7 +27,7 @@ class Problem(NamedTuple):
     input: Tensor  # [N x D]
     weight: Tensor  # [V x D]
     bias: Tensor | None  # [V]
-    target: Tensor  # [N] int64; on the CPU, classes and ignore_index alone
+    target: Tensor  # [N] int64
     options: Options
     ignore_index: int
     chunk_rows: int
@@ -58,12 +59,16 @@ def run(
 
     Args:
         row_weight: [N] or 0-d, fp32, or a number: what the loss of each row is multiplied by for the gradients.
+
+    Raises:
+        TargetOutOfRangeError: on the CPU.
     """
     ignored = problem.target == problem.ignore_index
     if problem.target.device.type != "cpu":
         # To know how many rows count would be to wait for the device. Zeros by selection: 0 times inf is nan.
         shown = problem.input.masked_fill(ignored.unsqueeze(1), 0)
         return _run(problem._replace(input=shown), kernel, row_weight, wanted)
+    _check_range(problem, ignored)
     if not ignored.any():
         return _run(problem, kernel, row_weight, wanted)
     kept = (~ignored).nonzero().squeeze(1)
@@ -76,6 +81,13 @@ def run(
     results = RowResults(*(_spread(part, kept, ignored) for part in rows))
     results.stats[ignored] = results.stats.new_tensor([0.0, 1.0])
     return results, gradients
+
+
+def _check_range(problem: Problem, ignored: Tensor) -> None:
+    target, classes = problem.target, len(problem.weight)
+    bad = ((target < 0) | (target >= classes)) & ~ignored
+    if bad.any():
+        raise out_of_range(target, int(bad.nonzero()[0]), classes, problem.ignore_index)
 
 
 def _spread(packed: Tensor, kept: Tensor, like: Tensor) -> Tensor:
