@@ -31,20 +31,25 @@ class Case(NamedTuple):
 
 
 def cross_entropy_cases() -> Iterator[Case]:
-    scalars = {
-        "cols": "i32",
-        "row_stride": "i64",
-        "ignore_index": "i32",
-        "nll_weight": "fp32",
-        "smooth_weight": "fp32",
-    }
-    forward = {"target": "*i64", "loss": "*fp32", "nll": "*fp32", "correct": "*i8", "stats": "*fp32", **scalars}
-    backward = {"grad_loss": "*fp32", "target": "*i64", "stats": "*fp32", **scalars}
-    for name, size in (("bf16", 2), ("fp32", 4), ("fp16", 2)):
-        block, num_warps = cross_entropy.launch(32000, size)
-        logits, grad = {"logits": "*" + name}, {"grad": "*" + name}
-        yield Case(name, cross_entropy._forward_kernel, {**logits, **forward}, {"BLOCK": block}, num_warps)
-        yield Case(name, cross_entropy._backward_kernel, {**logits, **grad, **backward}, {"BLOCK": block}, num_warps)
+    scalars = dict.fromkeys(("cols", "grad_loss_stride", "ignore_index"), "i32")
+    scalars |= dict.fromkeys(("row_stride", "grad_stride"), "i64")
+    scalars |= dict.fromkeys(("uniform_grad_loss", "nll_weight", "smooth_weight", "z_loss", "soft_cap"), "fp32")
+    rows = {"target": "*i64", "grad_loss": "*fp32", "loss": "*fp32", "nll": "*fp32", "correct": "*i8", "stats": "*fp32"}
+    weights = {"class_weight": "*fp32", "weight_total": "*fp64"}
+    for dtype, size in (("bf16", 2), ("fp32", 4), ("fp16", 2)):
+        group = 16 // size
+        common = {**rows, **scalars, "logits": "*" + dtype, "grad": "*" + dtype, "factor": "*fp32"}
+        for full in (False, True):
+            name = f"{dtype}-{'full' if full else 'plain'}"
+            types = common | (weights if full else {})
+            flags = {"GROUP": group, "WEIGHT": full, "CAP": full, "SMOOTH": full, "GRADIENT": True, "BY_ROW": True}
+            for cols in (1000, 8000, 50257):
+                block, num_warps, whole = cross_entropy.launch(cols + group - 1, size)
+                constants = flags | {"BLOCK": block, "WHOLE": whole}
+                yield Case(f"{name}-{cols}", cross_entropy._rows_kernel, types, constants, num_warps)
+            block, num_warps, _ = cross_entropy.gradient_launch(32000)
+            yield Case(name, cross_entropy._gradient_kernel, types, flags | {"BLOCK": block}, num_warps)
+        yield Case(dtype, cross_entropy._scale_kernel, common, {"GROUP": group, "BLOCK": block}, num_warps)
 
 
 def grad_norm_cases() -> Iterator[Case]:
@@ -82,8 +87,11 @@ def main(folder: Path) -> None:
         names = case.kernel.arg_names
         signature = {argument: case.types.get(argument, "constexpr") for argument in names}
         constants = {argument: case.constants.get(argument) for argument in names if argument not in case.types}
+        # As Triton finds them at run time: a tensor's memory begins at a multiple of 16 bytes.
+        matrices = [names.index(argument) for argument in ("logits", "grad") if argument in names]
+        aligned = {(index,): [["tt.divisibility", 16]] for index in matrices}
         for capability in CAPABILITIES:
-            source = ASTSource(case.kernel, signature, constexprs=constants)
+            source = ASTSource(case.kernel, signature, constexprs=constants, attrs=aligned)
             target = GPUTarget("cuda", capability, 32)
             compiled = triton.compile(source, target=target, options={"num_warps": case.num_warps})
             file = f"{case.kernel.fn.__module__}.{case.kernel.fn.__name__}-{case.name}-sm_{capability}"
