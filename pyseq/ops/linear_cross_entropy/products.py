@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 ONEDNN_MOST_ROWS = 512
-CACHED_WEIGHT_BYTES = 512 << 10
+CACHED_WEIGHT_BYTES = 2 << 20
 CACHED_PRODUCT_BYTES = 2 << 20
 
 
