@@ -89,14 +89,13 @@ def _begin_kernel(
     tl.store(factors, gradient.to(tl.float32))
     tl.store(factors + 1, (weight_decay * 0 if DECOUPLED else weight_decay).to(tl.float32))
     tl.store(factors + 2, (rate * weight_decay if DECOUPLED else weight_decay * 0).to(tl.float32))
-    tl.store(factors + 3, beta1.to(tl.float32))
-    tl.store(factors + 4, (1 - beta1).to(tl.float32))
-    tl.store(factors + 5, beta2.to(tl.float32))
-    tl.store(factors + 6, (1 - beta2).to(tl.float32))
-    tl.store(factors + 7, (rate * root2 / correction1).to(tl.float32))
-    tl.store(factors + 8, (eps * root2 if CORRECTED_EPS else eps).to(tl.float32))
-    tl.store(factors + 9, skip.to(tl.float32))
-    tl.store(factors + 10, t.to(tl.float32))
+    tl.store(factors + 3, (1 - beta1).to(tl.float32))
+    tl.store(factors + 4, beta2.to(tl.float32))
+    tl.store(factors + 5, (1 - beta2).to(tl.float32))
+    tl.store(factors + 6, (rate * root2 / correction1).to(tl.float32))
+    tl.store(factors + 7, (eps * root2 if CORRECTED_EPS else eps).to(tl.float32))
+    tl.store(factors + 8, skip.to(tl.float32))
+    tl.store(factors + 9, t.to(tl.float32))
     if skip == 0:
         tl.store(step, done + 1)
 
@@ -187,7 +186,7 @@ def _update_kernel(
     offsets = begin + tl.arange(0, BLOCK)
     inside = offsets < elements(row, 6, ALIGNED)
     grad = column(row, 1, GRAD, ALIGNED) + offsets
-    if tl.load(factors + 9) == 0:
+    if tl.load(factors + 8) == 0:
         param = column(row, 0, PARAM, ALIGNED) + offsets
         exp_avg = column(row, 2, STATE, ALIGNED) + offsets
         exp_avg_sq = column(row, 3, STATE, ALIGNED) + offsets
@@ -210,10 +209,10 @@ def _update_kernel(
         decayed = p
         if decay != 0:
             decayed = tl.fma(p * 0 - decay, p, p)
-        m = tl.fma(m, m * 0 + tl.load(factors + 3), tl.load(factors + 4) * g)
-        v = tl.fma(v, v * 0 + tl.load(factors + 5), tl.load(factors + 6) * g * g)
+        m = tl.fma(g - m, m * 0 + tl.load(factors + 3), m)
+        v = tl.fma(v, v * 0 + tl.load(factors + 4), tl.load(factors + 5) * g * g)
         if tl.bfloat16 == STATE:
-            number = (tl.load(factors + 10).to(tl.int64) << 32) | tl.load(row + 7)
+            number = (tl.load(factors + 9).to(tl.int64) << 32) | tl.load(row + 7)
             words = _random_words(seed, number, begin // 64, BLOCK // 64)
             stored_m = _stochastically_to_bf16(m, words & 0xFFFF)
             stored_v = _stochastically_to_bf16(v, words >> 16)
@@ -225,8 +224,8 @@ def _update_kernel(
             before = as_float32(tl.load(most, mask=inside, other=0.0))
             v = _larger(before, v)
             tl.store(most, _converted(_larger(before, as_float32(stored_v)), STATE), mask=inside)
-        divisor = tl.sqrt_rn(v) + tl.load(factors + 8)
-        p = tl.fma(p * 0 - tl.load(factors + 7), tl.div_rn(m, divisor), decayed)
+        divisor = tl.sqrt_rn(v) + tl.load(factors + 7)
+        p = tl.fma(p * 0 - tl.load(factors + 6), tl.div_rn(m, divisor), decayed)
 
         tl.store(exp_avg, stored_m, mask=inside)
         tl.store(exp_avg_sq, stored_v, mask=inside)

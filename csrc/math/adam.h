@@ -2,7 +2,7 @@
 //
 // With t the number of the step, g the gradient as it is to be used, and for Adam without decoupling g + weight_decay p:
 //   p = p - lr weight_decay p                       decoupled
-//   m = beta1 m + (1 - beta1) g
+//   m = m + (1 - beta1) (g - m)
 //   v = beta2 v + (1 - beta2) g^2
 //   p = p - size m / (sqrt(v) + eps')
 // Both places of eps are this one form: size = lr sqrt(1 - beta2^t) / (1 - beta1^t), and eps' is eps (added to the root
@@ -27,7 +27,7 @@ struct AdamStep {
   float gradient;  // multiplies what is read
   float l2;        // weight decay into the gradient
   float decay;     // weight decay of the parameter
-  float beta1, rest1;
+  float rest1;  // 1 - beta1
   float beta2, rest2;
   float size, eps;
 };
@@ -41,7 +41,6 @@ PYSEQ_RULE AdamStep adam_step(const AdamRule& rule, double done, double lr, doub
   step.gradient = static_cast<float>((rule.maximize ? -factor : factor) / grad_scale);
   step.l2 = static_cast<float>(rule.decoupled ? 0.0 : rule.weight_decay);
   step.decay = static_cast<float>(rule.decoupled ? lr * rule.weight_decay : 0.0);
-  step.beta1 = static_cast<float>(rule.beta1);
   step.rest1 = static_cast<float>(1.0 - rule.beta1);
   step.beta2 = static_cast<float>(rule.beta2);
   step.rest2 = static_cast<float>(1.0 - rule.beta2);
@@ -63,7 +62,8 @@ PYSEQ_RULE void adam_update(const AdamStep& step, F grad, F* param, F* exp_avg, 
     g = fma(F(step.l2), *param, g);
   }
   const F decayed = step.decay != 0.0f ? fma(F(-step.decay), *param, *param) : *param;
-  *exp_avg = fma(F(step.beta1), *exp_avg, F(step.rest1) * g);
+  // Not beta1 m + (1 - beta1) g: the roundings of the two factors do not add up to 1, and m would drift.
+  *exp_avg = fma(F(step.rest1), g - *exp_avg, *exp_avg);
   *exp_avg_sq = fma(F(step.beta2), *exp_avg_sq, F(step.rest2) * g * g);
   F v = *exp_avg_sq;
   if (largest != nullptr) {

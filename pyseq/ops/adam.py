@@ -5,7 +5,7 @@ At step t, for a parameter p with gradient g (Kingma and Ba, 2015)::
     g = factor / grad_scale * grad      negated to maximize
     g = g + weight_decay p              Adam
     p = p - lr weight_decay p           AdamW (``decoupled``; Loshchilov and Hutter, 2019)
-    m = beta1 m + (1 - beta1) g
+    m = m + (1 - beta1) (g - m)
     v = beta2 v + (1 - beta2) g^2
     p = p - lr / (1 - beta1^t)  m / (sqrt(v) / sqrt(1 - beta2^t) + eps)     eps_mode "torch"
     p = p - lr sqrt(1 - beta2^t) / (1 - beta1^t)  m / (sqrt(v) + eps)       eps_mode "fairseq"
@@ -265,7 +265,7 @@ def reference(columns: Columns, rule: Rule, scalars: Scalars) -> None:
             p = p - (scalars.lr * rule.weight_decay) * p
         elif rule.weight_decay != 0:
             g = g + rule.weight_decay * p
-        m = rule.beta1 * exp_avg.to(dtype) + (1 - rule.beta1) * g
+        m = exp_avg.to(dtype).lerp(g, 1 - rule.beta1)
         v = rule.beta2 * exp_avg_sq.to(dtype) + (1 - rule.beta2) * g * g
         largest = v if max_exp_avg_sq is None else torch.maximum(max_exp_avg_sq.to(dtype), v)
         p = p - size.to(dtype) * m / (largest.sqrt() / divisor + rule.eps)

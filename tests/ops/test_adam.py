@@ -35,7 +35,9 @@ def check_step(backend: str, tensors: Tensors, settings: Settings) -> None:
     for name in ("params", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs"):
         want, by_torch, by_kernel = (getattr(x, name) for x in (exact, plain, got))
         if want is not None:
-            allowed = max(1.5 * error(by_torch, want), half_ulp(want, torch.float32))
+            # Without a fused multiply-add, m + (1 - beta1) (g - m) is rounded twice.
+            times = 2.5 if backend == "cpp-portable" else 1.5
+            allowed = max(times * error(by_torch, want), half_ulp(want, torch.float32))
             assert error(by_kernel, want) <= allowed, f"{name}: {error(by_kernel, want)}, allowed {allowed}"
 
 
