@@ -205,12 +205,12 @@ def _update_kernel(
         l2 = tl.load(factors + 1)
         decay = tl.load(factors + 2)
         if l2 != 0:
-            g = tl.fma(p * 0 + l2, p, g)
+            g = tl.fma(tl.broadcast_to(l2, p.shape), p, g)
         decayed = p
         if decay != 0:
-            decayed = tl.fma(p * 0 - decay, p, p)
-        m = tl.fma(g - m, m * 0 + tl.load(factors + 3), m)
-        v = tl.fma(v, v * 0 + tl.load(factors + 4), tl.load(factors + 5) * g * g)
+            decayed = tl.fma(tl.broadcast_to(-decay, p.shape), p, p)
+        m = tl.fma(g - m, tl.broadcast_to(tl.load(factors + 3), m.shape), m)
+        v = tl.fma(v, tl.broadcast_to(tl.load(factors + 4), v.shape), tl.load(factors + 5) * g * g)
         if tl.bfloat16 == STATE:
             number = (tl.load(factors + 9).to(tl.int64) << 32) | tl.load(row + 7)
             words = _random_words(seed, number, begin // 64, BLOCK // 64)
@@ -225,7 +225,7 @@ def _update_kernel(
             v = _larger(before, v)
             tl.store(most, _converted(_larger(before, as_float32(stored_v)), STATE), mask=inside)
         divisor = tl.sqrt_rn(v) + tl.load(factors + 7)
-        p = tl.fma(p * 0 - tl.load(factors + 6), tl.div_rn(m, divisor), decayed)
+        p = tl.fma(tl.broadcast_to(-tl.load(factors + 6), p.shape), tl.div_rn(m, divisor), decayed)
 
         tl.store(exp_avg, stored_m, mask=inside)
         tl.store(exp_avg_sq, stored_v, mask=inside)

@@ -41,7 +41,8 @@ void add_chunks(const float* partial, int64_t chunks, int64_t cols, float* grad_
 }  // namespace
 
 LayerNormChunks layer_norm_chunks(int64_t rows) {
-  const int64_t size = std::max<int64_t>(32, (rows + 255) / 256);
+  // Within a chunk sums are fp32: the shorter, the nearer to the fp64 sum of the chunks.
+  const int64_t size = std::max<int64_t>(16, (rows + 255) / 256);
   return {size, (rows + size - 1) / size};
 }
 
