@@ -14,7 +14,7 @@ from torch import Tensor
 
 import pyseq.ops as ops
 from pyseq.ops import dispatch
-from support.adam import BACKENDS, SIZES, Settings, Tensors, call, error, half_ulp, oracle, some, step_on
+from support.adam import BACKENDS, Settings, Tensors, call, error, half_ulp, oracle, sizes_for, some, step_on
 from support.backends import running_on
 
 needs_core = pytest.mark.skipif(not dispatch.status("cpp").available, reason=dispatch.status("cpp").detail)
@@ -46,7 +46,7 @@ def check_step(backend: str, tensors: Tensors, settings: Settings) -> None:
 @pytest.mark.parametrize("scale", [1.0, 0.0], ids=["params", "zero params"])  # from 0 the error is that of the update
 def test_error_is_near_that_of_the_reference(backend: str, amsgrad: bool, scale: float) -> None:
     for settings in OPTIONS:
-        check_step(backend, some(SIZES, amsgrad=amsgrad, scale=scale), settings)
+        check_step(backend, some(sizes_for(backend), amsgrad=amsgrad, scale=scale), settings)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

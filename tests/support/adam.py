@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import pyseq.ops as ops
+from pyseq.ops import dispatch
 from support.backends import running_on
 
 BACKENDS = ["cpp-avx512", "cpp-avx2", "cpp-portable", "triton", "cuda"]
@@ -18,6 +19,11 @@ BACKENDS = ["cpp-avx512", "cpp-avx2", "cpp-portable", "triton", "cuda"]
 # One less than, equal to and one more than the lanes of each vector (4, 8, 16), a tile of random numbers (64), and the
 # chunk of elements that a thread takes at a time (16,384); and nothing.
 SIZES = [0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 129, 1000, 16383, 16385]
+SIZES_INTERPRETED = [0, 1, 5, 65, 1000]  # the interpreter takes milliseconds for each tensor
+
+
+def sizes_for(backend: str) -> list[int]:
+    return SIZES_INTERPRETED if backend == "triton" and dispatch.interpreting() else SIZES
 
 
 @dataclass
