@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,10 +13,13 @@ from torch import Tensor
 
 from pyseq.errors import ConfigError
 from pyseq.ops.adam import EpsMode, adam_
+from pyseq.ops.grad_norm import grad_norm
 from pyseq.optim.adam_state import Masters, State, StatePolicy, complete, load
 from pyseq.optim.buckets import Bucket, Signature, part_ways
 from pyseq.optim.clip_grad import measure
 from pyseq.optim.sharded import local, placed_like
+
+_GRAD, _DTYPE = operator.attrgetter("grad"), operator.attrgetter("dtype")  # half the time of a list comprehension
 
 
 class SparseGradientError(ConfigError, RuntimeError):
@@ -145,9 +150,10 @@ class FusedAdam(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         buckets, grads = self._arrange()
-        factor, grad_scale, found_inf = self._gradient_factors(grads, max_norm, factor, found_inf)
+        together = len(buckets) == 1 and not buckets[0].sharded
+        factor, grad_scale, found_inf = self._gradient_factors(grads, together, max_norm, factor, found_inf)
         for number, bucket in enumerate(buckets):
-            own = [grads[i] for i in bucket.indices]
+            own = grads if len(bucket.indices) == len(grads) else [grads[i] for i in bucket.indices]
             parts = (
                 [local(placed_like(grad, param)) for grad, param in zip(own, bucket.owners)] if bucket.sharded else own
             )
@@ -158,19 +164,28 @@ class FusedAdam(torch.optim.Optimizer):
         return loss
 
     def _gradient_factors(
-        self, grads: list[Any], max_norm: float | None, factor: Tensor | float | None, found_inf: Tensor | None
+        self,
+        grads: list[Any],
+        together: bool,
+        max_norm: float | None,
+        factor: Tensor | float | None,
+        found_inf: Tensor | None,
     ) -> tuple[Tensor | float | None, Tensor | None, Tensor | None]:
-        """What multiplies the gradients, what divides them, and whether the step is left out."""
+        """What multiplies the gradients, what divides them, and whether the step is left out.
+
+        ``together``: one bucket has all the gradients there are, and this rank all of them.
+        """
         grad_scale = getattr(self, "grad_scale", None)
         found_inf = _either(found_inf, getattr(self, "found_inf", None))
         if max_norm is None:
             return factor, grad_scale, found_inf
         scale = 1.0 if factor is None else factor
-        norm = measure(
-            [grad for grad in grads if grad is not None],
-            max_norm=max_norm,
-            scale=scale if grad_scale is None else scale / grad_scale,
-        )
+        scale = scale if grad_scale is None else scale / grad_scale
+        there = [grad for grad in grads if grad is not None]
+        if together:  # what sorts gradients by device and mesh takes longer than the norm of small ones
+            norm = grad_norm(there, max_norm=max_norm if max_norm < math.inf else None, scale=scale)
+        else:
+            norm = measure(there, max_norm=max_norm, scale=scale)
         self.grad_norm = norm.norm
         return norm.factor, None, _either(found_inf, norm.found_inf)
 
@@ -216,8 +231,8 @@ class FusedAdam(torch.optim.Optimizer):
     def _arrange(self) -> tuple[list[Bucket], list[Any]]:
         """The buckets of all parameters that have a gradient, and the gradients of all parameters (None included)."""
         params = [param for group in self.param_groups for param in group["params"]]
-        grads = [param.grad for param in params]
-        kinds = [None if grad is None else grad.dtype for grad in grads]
+        grads = list(map(_GRAD, params))
+        kinds = _dtypes(grads)
         groups = [(len(group["params"]), group["amsgrad"]) for group in self.param_groups]
         signature = Signature(params, self._state_objects(), kinds, groups)
         if self._arranged is None or not signature.matches(self._arranged[0]):
@@ -372,6 +387,13 @@ def _number_or_tensor(lr: float | Tensor) -> float | Tensor:
 
 def _on_host(value: float | Tensor) -> bool:
     return not isinstance(value, Tensor) or value.device.type == "cpu"
+
+
+def _dtypes(grads: list[Any]) -> list[torch.dtype | None]:
+    try:
+        return list(map(_DTYPE, grads))
+    except AttributeError:
+        return [None if grad is None else grad.dtype for grad in grads]
 
 
 def _either(a: Tensor | None, b: Tensor | None) -> Tensor | None:
