@@ -1,8 +1,8 @@
 """The three matrix products of a chunk of rows h [R x D], weights W [V x D] and logits or their gradient g [R x V].
 
 On the CPU the library behind ``torch.mm`` copies all of W into an order of its own for each fp32 product, which takes
-as long as a product with 100 rows. So h W^T is made by blocks of W that stay in the cache, and g W is left to oneDNN
-where torch has it. The sum of g^T h over chunks is as fast as it should be, in place; where h and g have 16 bits and
+half as long as a product with 100 rows. So g W is left to oneDNN where torch has it, and so is h W^T where rows are wide
+enough to pay for the copy of its result, by blocks that stay in the cache; otherwise torch.mm gets blocks of W that do. The sum of g^T h over chunks is as fast as it should be, in place; where h and g have 16 bits and
 the sum has 32, torch does that in one operation on GPUs only.
 """
 
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 ONEDNN_MOST_ROWS = 512
+ONEDNN_LEAST_WIDTH = 256  # of h, for h W^T
+ONEDNN_PRODUCT_BYTES = 1 << 19
 CACHED_WEIGHT_BYTES = 2 << 20
 CACHED_PRODUCT_BYTES = 2 << 20
 
@@ -21,6 +23,12 @@ CACHED_PRODUCT_BYTES = 2 << 20
 def logits(chunk: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor) -> Tensor:
     """h W^T + b, in the first rows of ``buffer``."""
     out = buffer[: len(chunk)]
+    if _is_for_onednn(chunk) and chunk.size(1) >= ONEDNN_LEAST_WIDTH:
+        classes = max(ONEDNN_PRODUCT_BYTES // (len(chunk) * chunk.element_size()), 256)
+        for begin in range(0, len(weight), classes):
+            part = slice(begin, begin + classes)
+            out[:, part].copy_(_onednn(chunk, weight[part], None if bias is None else bias[part]))
+        return out
     classes = len(weight)
     if chunk.device.type == "cpu" and chunk.dtype == torch.float32:
         classes = max(CACHED_WEIGHT_BYTES // max(chunk.size(1) * chunk.element_size(), 1), 64)
