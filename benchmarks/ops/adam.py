@@ -199,6 +199,10 @@ CASES = [
     Case("adam/transformer-iwslt", fp32(lambda: of_model("iwslt"), bound=MODEL_BOUND)),
     Case("adam/transformer-base", fp32(lambda: of_model("base"), foreach=False, bound=MODEL_BOUND)),
     Case("adam/transformer-big", fp32(lambda: of_model("big"), foreach=False, bound=MODEL_BOUND)),
-    Case("adam/transformer-big-adjacent", fp32(lambda: of_model("big"), adjacent=True, foreach=False, bound=MODEL_BOUND), ("cuda",)),
+    Case(
+        "adam/transformer-big-adjacent",
+        fp32(lambda: of_model("big"), adjacent=True, foreach=False, bound=MODEL_BOUND),
+        ("cuda",),
+    ),
     Case("adam/gpt2-medium", fp32(lambda: of_model("gpt2-medium"), foreach=False, bound=MODEL_BOUND)),
 ]
