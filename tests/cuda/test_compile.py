@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 ARCHITECTURES = ("80", "90", "100")
+WITHOUT_KERNELS = {"adam"}  # chooses between those of adam_*.cu
 
 
 def assert_no_spills(report: str, kernels: int) -> None:
@@ -40,6 +41,9 @@ def test_cuda_compiles_without_warnings_and_spills(source: Path, tmp_path: Path)
     report = done.stdout + done.stderr
     assert done.returncode == 0 and "warning" not in report, report
     kernels = re.findall(r"Compiling entry function '\w+' for 'sm_(\d+)'", report)
+    if source.stem in WITHOUT_KERNELS:
+        assert not kernels
+        return
     assert set(kernels) == set(ARCHITECTURES)
     assert_no_spills(report, len(kernels))
 
