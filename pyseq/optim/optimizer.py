@@ -128,12 +128,12 @@ class Optimizer(Optioned):
             groups: names of the parameter groups to update, for optimizers with :attr:`supports_groups`.
         """
         options: dict[str, Any] = {"groups": groups} if self.supports_groups else {}
-        if self.supports_step_with_factor:
-            options |= {"factor": self._factor, "found_inf": self._found_inf}
         if self.supports_step_with_scale:
             options["scale"] = scale
         elif scale != 1.0:
             self.multiply_grads(1.0 / scale)
+        if self.supports_step_with_factor:
+            options |= {"factor": self._factor, "found_inf": self._found_inf}
         self.optimizer.step(closure, **options)
 
     def zero_grad(self) -> None:

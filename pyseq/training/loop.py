@@ -14,6 +14,9 @@ def train(trainer: Trainer, epochs: Epochs, monitor: Monitor) -> None:
         trainer: the model with its optimizer and schedule.
         epochs: the training data, epoch by epoch, from where a checkpoint left off.
         monitor: logs, validates, saves, and says when to stop.
+
+    Raises:
+        TrainingError: the gradients of an update are not finite, or memory ran out.
     """
     task, model, criterion = trainer.task, trainer.model, trainer.criterion
     optimizer, lr_scheduler = trainer.optimizer, trainer.lr_scheduler
@@ -33,3 +36,4 @@ def train(trainer: Trainer, epochs: Epochs, monitor: Monitor) -> None:
         if monitor.should_stop:
             break
         lr_scheduler.step(epoch.number, monitor.valid_loss)
+    trainer.check_gradients()

@@ -196,9 +196,11 @@ def test_a_save_dir_that_cannot_be_written_is_told_at_once(train_argv, tmp_path)
         train.main([*train_argv, "--save-dir", str(tmp_path / "file" / "x")])
 
 
-@pytest.mark.parametrize("optimizer, last", [("adam", "2"), ("adam", "9"), ("sgd", "9")])
+@pytest.mark.parametrize(
+    "optimizer, last", [("adam", ["2"]), ("adam", ["2", "--no-save"]), ("adam", ["9"]), ("sgd", ["9"])], ids=str
+)
 def test_non_finite_gradients_stop_the_run_and_keep_the_checkpoint(train_argv, tmp_path, optimizer, last):
-    # adam has left the parameters alone, and says so before it saves (2) or when the next update begins (9).
+    # adam has left the parameters alone, and says so before it saves or ends (2), or when the next update begins (9).
     train_argv = [*train_argv, "--optimizer", optimizer]
     run(train_argv, tmp_path, "--max-update", "1")
     state = load_checkpoint_file(tmp_path / "checkpoint_last.pt")
@@ -206,5 +208,5 @@ def test_non_finite_gradients_stop_the_run_and_keep_the_checkpoint(train_argv, t
     save_checkpoint_file(state, tmp_path / "checkpoint_last.pt")
     before = (tmp_path / "checkpoint_last.pt").read_bytes()
     with pytest.raises(TrainingError, match="gradient norm is nan at update 2: non-finite gradients in 45 parameters"):
-        run(train_argv, tmp_path, "--max-update", last)
+        run(train_argv, tmp_path, "--max-update", *last)
     assert (tmp_path / "checkpoint_last.pt").read_bytes() == before

@@ -138,6 +138,14 @@ def test_step_divides_by_scale_itself_where_the_torch_optimizer_cannot():
     assert optimizer.optimizer.options == {}
 
 
+def test_step_divides_by_scale_where_the_torch_optimizer_takes_a_factor():
+    p = parameter(0.0, grad=8.0)
+    optimizer = Plugin([p], supports_step_with_factor=True)
+    optimizer.multiply_grads(0.5)
+    optimizer.step(scale=4.0)
+    assert optimizer.optimizer.options == {"factor": 0.125, "found_inf": None}
+
+
 def test_step_hands_on_scale_and_groups_where_the_torch_optimizer_takes_them():
     p = parameter(0.0, grad=8.0)
     optimizer = Plugin([p], supports_step_with_scale=True, supports_groups=True)

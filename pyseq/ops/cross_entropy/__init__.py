@@ -185,10 +185,10 @@ def _rows(logits: Tensor, target: Tensor, options: Options, ignore_index: int) -
 def _sums(
     logits: Tensor, target: Tensor, options: Options, ignore_index: int, mean: bool, inplace: Inplace | None
 ) -> CrossEntropySums:
-    """The sums over all rows; the loss is divided by :func:`_divisor` where ``mean``."""
+    """The sums over all rows; the loss is divided by :func:`divisor_of` where ``mean``."""
     _check_inplace(inplace)
     check_shapes(logits, target)
-    divisor = _divisor(target, options.weight, ignore_index) if mean else None
+    divisor = divisor_of(target, options.weight, ignore_index) if mean else None
     if not _gradient_comes_along(logits):
         rows = _rows(logits, target, options, ignore_index)
         loss = total(rows.loss) if divisor is None else total(rows.loss) / divisor
@@ -218,7 +218,7 @@ def _gradient_comes_along(logits: Tensor) -> bool:
     )
 
 
-def _divisor(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
+def divisor_of(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
     """What a mean divides by: the rows that are not ignored, or the sum of the class weights of their targets. 0-d."""
     active = target != ignore_index
     if weight is None:

@@ -72,10 +72,6 @@ class Options(NamedTuple):
             return 1.0 - self.label_smoothing - each, each
         return 1.0 - self.label_smoothing, self.label_smoothing / classes
 
-    def is_plain(self) -> bool:
-        """Whether there is nothing but label smoothing."""
-        return self.z_loss == 0.0 and self.soft_cap == 0.0 and self.weight is None
-
 
 def out_of_range(target: Tensor, row: int, classes: int, ignore_index: int) -> TargetOutOfRangeError:
     return TargetOutOfRangeError(

@@ -24,8 +24,8 @@ from pyseq.ops.cross_entropy import (
     Options,
     Reduction,
     SmoothingForm,
+    divisor_of,
 )
-from pyseq.ops.cross_entropy import _divisor as divisor_of
 from pyseq.ops.cross_entropy import reference as reference_of_logits
 from pyseq.ops.cross_entropy.checks import check_options
 from pyseq.ops.linear_cross_entropy import library

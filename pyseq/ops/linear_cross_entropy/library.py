@@ -12,7 +12,13 @@ from pyseq.ops.cross_entropy import KERNELS, Options
 from pyseq.ops.linear_cross_entropy.autograd import Call, Results, in_dtypes_of, second_derivative, summed
 from pyseq.ops.linear_cross_entropy.run import Gradients, Wanted, run
 
-dispatch.register_operation("linear_cross_entropy", cpp=dispatch.KERNEL_DTYPES, triton=dispatch.KERNEL_DTYPES)
+# It runs the kernels of cross_entropy.
+dispatch.register_operation(
+    "linear_cross_entropy",
+    cpp=dispatch.KERNEL_DTYPES,
+    triton=dispatch.KERNEL_DTYPES,
+    cuda=dispatch.KERNEL_DTYPES,
+)
 
 _library = torch.library.Library("pyseq", "FRAGMENT")
 _TENSORS = "Tensor input, Tensor linear_weight, Tensor? linear_bias, Tensor target, Tensor? scale"
