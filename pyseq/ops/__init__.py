@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pyseq.ops.adam import adam_
+from pyseq.ops.attention import Segments, cross_attention, self_attention
 from pyseq.ops.cross_entropy import (
     CrossEntropyRows,
     CrossEntropySums,
@@ -33,10 +34,12 @@ __all__ = [
     "GradNorm",
     "Inplace",
     "Reduction",
+    "Segments",
     "SmoothingForm",
     "TargetOutOfRangeError",
     "adam_",
     "backend",
+    "cross_attention",
     "cross_entropy",
     "cross_entropy_rows",
     "cross_entropy_sums",
@@ -49,6 +52,7 @@ __all__ = [
     "linear_cross_entropy_sums",
     "norm_from_squares",
     "report",
+    "self_attention",
     "split_master",
     "sum_of_squares",
 ]

@@ -29,8 +29,18 @@ def random_halves(seed: Tensor, count: int) -> Tensor:
     Args:
         seed: int64 [1].
     """
-    words = random_words(seed, torch.zeros_like(seed), -(-count // 2))
-    return torch.stack([words & 0xFFFF, words >> 16], dim=1).view(-1)[:count]
+    return random_tiles(seed, torch.arange(-(-count // (2 * _TILE)), device=seed.device)).view(-1)[:count]
+
+
+def random_tiles(seed: Tensor, tiles: Tensor) -> Tensor:
+    """The 128 16-bit numbers from ``128 * tile`` on, of a seed's stream 0: int64 [..., 128], in plain torch.
+
+    Args:
+        seed: int64 [1].
+        tiles: int64 [...].
+    """
+    words = _words(seed, torch.zeros_like(seed), tiles)
+    return torch.stack([words & 0xFFFF, words >> 16], dim=-1).flatten(-2)
 
 
 def random_words(seed: Tensor, number: Tensor, count: int) -> Tensor:
@@ -39,10 +49,14 @@ def random_words(seed: Tensor, number: Tensor, count: int) -> Tensor:
     Args:
         seed, number: int64 [1].
     """
-    block = torch.arange(-(-count // _TILE) * 16, device=seed.device)
+    return _words(seed, number, torch.arange(-(-count // _TILE), device=seed.device)).view(-1)[:count]
+
+
+def _words(seed: Tensor, number: Tensor, tiles: Tensor) -> Tensor:
+    """The words of some tiles of a stream: int64 [..., 64]."""
+    block = tiles.unsqueeze(-1) * 16 + torch.arange(16, device=seed.device)
     place = [_low(block), _high(block), _low(number).expand_as(block), _high(number).expand_as(block)]
-    words = _philox(place, _low(seed), _high(seed))
-    return torch.stack(words, dim=1).view(-1, 16, 4).transpose(1, 2).reshape(-1)[:count]
+    return torch.stack(_philox(place, _low(seed), _high(seed)), dim=-2).flatten(-2)
 
 
 def _low(number: Tensor) -> Tensor:
