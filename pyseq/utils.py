@@ -20,6 +20,11 @@ def item(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
+def inherits(instance: object, base: type, *names: str) -> bool:
+    """Whether the class of ``instance`` overrides none of these attributes of ``base``."""
+    return all(getattr(type(instance), name, None) is getattr(base, name) for name in names)
+
+
 def apply_to_sample(fn: Callable[[Tensor], Any], sample: Any) -> Any:
     """``fn`` applied to every tensor in nested dicts, lists, tuples and sets."""
     if torch.is_tensor(sample):

@@ -21,7 +21,7 @@ from pyseq.criterions.criterion import (
     sample_size_of,
     total,
 )
-from pyseq.models.linear_output import inherits
+from pyseq.utils import inherits
 
 
 @dataclass

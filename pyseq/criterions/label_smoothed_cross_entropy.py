@@ -25,7 +25,7 @@ from pyseq.criterions.criterion import (
 )
 from pyseq.errors import ConfigError
 from pyseq.metrics.meters import to_number
-from pyseq.models.linear_output import inherits
+from pyseq.utils import inherits
 
 
 @dataclass

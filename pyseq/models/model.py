@@ -13,9 +13,11 @@ from pyseq.config.flags import add_group_arguments
 from pyseq.errors import CheckpointError
 from pyseq.models.decoder import Decoder
 from pyseq.models.encoder import Encoder
-from pyseq.models.linear_output import LinearOutput, inherits, is_hooked
+from pyseq.models.linear_output import LinearOutput
 from pyseq.models.state_dict import describe_misfit, prune_layers, upgrade_children
+from pyseq.modules.linear import is_hooked
 from pyseq.registry import Optioned
+from pyseq.utils import inherits
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 class BaseModel(nn.Module, Optioned):
     """A model: a plug-in subclasses this or one of the classes below and registers with ``register_model``."""
+
+    # Leave padding out: True or False, or None for where it is faster. Models that cannot pad whatever this says.
+    pack_sequences: bool | None = None
 
     def __init__(self) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pyseq.config import II
 from pyseq.config.groups import opt
@@ -14,7 +14,9 @@ from pyseq.models.linear_output import LinearOutput
 from pyseq.models.model import LanguageModel
 from pyseq.models.row import Row, defaults
 from pyseq.models.transformer import DEFAULT_MAX_TARGET_POSITIONS, TransformerDecoder
+from pyseq.models.transformer.packed import packs, unpacked
 from pyseq.modules import Embedding
+from pyseq.modules.packing import Packing
 from pyseq.modules.transformer_config import DecoderConfig, known, layers_to_keep, refuse_unavailable
 
 if TYPE_CHECKING:
@@ -59,6 +61,20 @@ class TransformerLanguageModel(LanguageModel):
         cls, args: Any, dictionary: Dictionary, embed_dim: int, path: str | None = None
     ) -> nn.Embedding:
         return Embedding(len(dictionary), embed_dim, dictionary.pad())
+
+    def forward(self, src_tokens: Tensor, features_only: bool = False, **kwargs: Any) -> tuple[Tensor, dict[str, Any]]:
+        """Logits [B x T x V] and the decoder's dict; see :meth:`TransformerDecoder.forward`.
+
+        Args:
+            src_tokens: [B x T], the target shifted right by one.
+            features_only: return features [B x T x C] instead of logits.
+        """
+        plain = set(kwargs) <= {"src_lengths"}
+        if plain and packs(self, src_tokens, self.decoder):
+            target = Packing(src_tokens, self.decoder.padding_idx)
+            x, states = self.decoder.forward_packed(target)
+            return unpacked(self.decoder, target, x, states, features_only)
+        return self.decoder(src_tokens, features_only=features_only, **kwargs)
 
     def linear_output(self) -> LinearOutput | None:
         return self._linear_output_of_decoder(TransformerLanguageModel)

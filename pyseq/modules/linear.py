@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether calls of ``module``, or their gradients, are watched or changed."""
+    return any(getattr(module, hooks, None) for hooks in HOOKS)
 
 
 def tokenwise(fn: Callable[..., Tensor], x: Tensor, *others: Tensor) -> Tensor:
@@ -27,6 +36,21 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return tokenwise(super().forward, x)
+
+
+def _is_plain(layer: nn.Linear) -> bool:
+    return type(layer) in (Linear, nn.Linear) and not is_hooked(layer)
+
+
+def stacked(x: Tensor, *layers: nn.Module) -> Tensor:
+    """What several linear layers make of ``x`` [... x C], next to each other in the last dimension: one product."""
+    plain = [layer for layer in layers if isinstance(layer, nn.Linear) and _is_plain(layer)]
+    biases: list[Tensor] = [layer.bias for layer in plain if layer.bias is not None]
+    if len(plain) < len(layers) or len(biases) not in (0, len(layers)):
+        return torch.cat([layer(x) for layer in layers], dim=-1)
+    weight = torch.cat([layer.weight for layer in plain])
+    bias = torch.cat(biases) if biases else None
+    return F.linear(x, weight, bias)
 
 
 def xavier_linear(in_features: int, out_features: int, bias: bool = True) -> Linear:

@@ -16,7 +16,9 @@ from pyseq.errors import ConfigError
 from pyseq.modules.causal_mask import is_causal
 from pyseq.modules.dropout import Dropout
 from pyseq.modules.incremental_state import IncrementalState
-from pyseq.modules.linear import Linear
+from pyseq.modules.linear import Linear, stacked
+from pyseq.modules.packing import PackedMask
+from pyseq.ops import cross_attention, self_attention
 
 Cache = dict[str, "Tensor | None"]
 
@@ -96,7 +98,7 @@ class MultiheadAttention(nn.Module, IncrementalState):
         query: Tensor,
         key: Tensor | None,
         value: Tensor | None,
-        key_padding_mask: Tensor | None = None,
+        key_padding_mask: Tensor | PackedMask | None = None,
         incremental_state: dict[str, Any] | None = None,
         need_weights: bool = True,
         static_kv: bool = False,
@@ -110,6 +112,7 @@ class MultiheadAttention(nn.Module, IncrementalState):
             query: [T x B x C].
             key, value: [S x B x C]; ignored in self-attention, and when ``static_kv`` finds them in the cache.
             key_padding_mask: [B x S], True at keys to leave out. A query whose keys are all left out gets zeros.
+                Or what packed queries [T x 1 x C] see of packed keys; the weights are None then.
             incremental_state: keys and values are appended to those it holds, and stored in it.
             need_weights: return the attention weights too, which costs the fused kernel.
             static_kv: keys and values are the same at every step; they are projected once.
@@ -120,6 +123,8 @@ class MultiheadAttention(nn.Module, IncrementalState):
         Returns:
             The output [T x B x C], and the weights: [B x T x S], the mean over heads; or [H x B x T x S]; or None.
         """
+        if isinstance(key_padding_mask, PackedMask):
+            return self._attend_packed(query, key, key_padding_mask), None
         tgt_len, bsz, _ = query.size()
         q = self._split_heads(self.q_proj(query))  # B x H x T x D
         k, v, key_padding_mask = self._keys_and_values(
@@ -154,6 +159,25 @@ class MultiheadAttention(nn.Module, IncrementalState):
             return attn, None
         weights = self._split_beams(weights, beam).transpose(0, 1)  # H x B x T x S
         return attn, weights if need_head_weights else weights.mean(dim=0)
+
+    @property
+    def packs(self) -> bool:
+        """Whether this attention takes packed sequences."""
+        return type(self).forward is MultiheadAttention.forward and self.bias_k is None and not self.add_zero_attn
+
+    def _attend_packed(self, query: Tensor, key: Tensor | None, mask: PackedMask) -> Tensor:
+        """Attention of T x 1 x C queries over S x 1 x C keys."""
+        sizes = self.num_heads, self.head_dim
+        options: dict[str, Any] = {"scale": self.scaling, "p": self.dropout_module.active_p}
+        if self.self_attention:
+            kvq = stacked(query, self.k_proj, self.v_proj, self.q_proj).view(-1, 3, *sizes)
+            out = self_attention(kvq, mask.keys, causal=mask.causal, **options)  # T x H x D
+        else:
+            assert key is not None, "attention without keys"
+            kv = stacked(key, self.k_proj, self.v_proj).view(-1, 2, *sizes)
+            out = cross_attention(self.q_proj(query).view(-1, *sizes), kv, mask.queries, mask.keys, **options)
+        result: Tensor = self.out_proj(out.view(query.size(0), 1, -1))
+        return result
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """T x B x C -> B x H x T x D, as a view."""

@@ -16,7 +16,7 @@ from pyseq.modules.layer_norm import LayerNorm
 from pyseq.modules.linear import Linear
 from pyseq.modules.multihead_attention import MultiheadAttention
 from pyseq.modules.transformer_config import TransformerConfig
-from pyseq.utils import get_activation_fn
+from pyseq.utils import get_activation_fn, inherits
 
 
 class TransformerLayer(nn.Module):
@@ -58,6 +58,11 @@ class TransformerLayer(nn.Module):
             result: Tensor = norm(x, residual=residual, p=p)
             return result
         return norm(self.residual_connection(dropout(x), residual))
+
+    def _packs(self, base: type, *attentions: nn.Module | None) -> bool:
+        """Whether the layer does what ``base`` does, with attentions that take packed sequences."""
+        kept = "forward", "feed_forward", "end_block", "residual_connection", "inner_norm", "scale_residual"
+        return inherits(self, base, *kept) and all(a is None or getattr(a, "packs", False) for a in attentions)
 
     def inner_norm(self, x: Tensor) -> Tensor:
         return x
@@ -129,6 +134,11 @@ class TransformerEncoderLayer(TransformerLayer):
         )
         x = self.end_block(x, residual, self.self_attn_layer_norm)
         return self.feed_forward(x)
+
+    @property
+    def packs(self) -> bool:
+        """Whether the layer takes packed sequences: S x 1 x C, with a :class:`PackedMask` for the padding mask."""
+        return self._packs(TransformerEncoderLayer, self.self_attn)
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
         self.rename_norms(state_dict, name, ("self_attn_layer_norm", "final_layer_norm"))
@@ -286,6 +296,12 @@ class TransformerDecoderLayer(TransformerLayer):
         if self.c_attn is not None:
             x = (x.unflatten(-1, (self.nh, -1)) * self.c_attn.unsqueeze(-1)).flatten(2)
         return x if self.attn_ln is None else self.attn_ln(x)
+
+    @property
+    def packs(self) -> bool:
+        """Whether the layer takes packed sequences: T x 1 x C, with :class:`PackedMask` for both padding masks."""
+        kept = inherits(self, TransformerDecoderLayer, "attend_self") and not self.cross_self_attention
+        return kept and self._packs(TransformerDecoderLayer, self.self_attn, self.encoder_attn)
 
     def has_cache(self, incremental_state: dict[str, Any] | None) -> bool:
         """Whether self-attention holds keys of earlier steps, those of the encoder's output among them."""

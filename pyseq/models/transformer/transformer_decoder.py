@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyseq.models.incremental_decoder import IncrementalDecoder
-from pyseq.models.linear_output import LinearOutput, inherits, is_hooked, linear_output_of
+from pyseq.models.linear_output import LinearOutput, linear_output_of
 from pyseq.models.transformer.common import drop_idle_mask, layer_list
 from pyseq.modules import (
     Dropout,
@@ -23,7 +23,10 @@ from pyseq.modules import (
     xavier_linear,
 )
 from pyseq.modules.causal_mask import future_mask, mark_causal
+from pyseq.modules.linear import is_hooked
+from pyseq.modules.packing import PackedMask, Packing
 from pyseq.modules.transformer_config import TransformerConfig
+from pyseq.utils import inherits
 
 if TYPE_CHECKING:
     from pyseq.data.dictionary import Dictionary
@@ -198,19 +201,56 @@ class TransformerDecoder(IncrementalDecoder):
 
     def forward_embedding(self, tokens: Tensor, incremental_state: dict[str, Any] | None = None) -> Tensor:
         """What the first layer gets [B x T x C]; with an incremental state, of the last of ``tokens`` [B x T] alone."""
-        positions = None
+        places = None
         if self.embed_positions is not None:
-            positions = self.embed_positions(tokens, incremental_state=incremental_state)
-        if incremental_state is not None:
-            tokens = tokens[:, -1:]
+            places = self.embed_positions(tokens, incremental_state=incremental_state)
+        return self._embed(tokens if incremental_state is None else tokens[:, -1:], places)
+
+    def _embed(self, tokens: Tensor, places: Tensor | None) -> Tensor:
+        """The embeddings of ``tokens`` [B x T] with the vectors ``places`` [B x T x C] of where they stand."""
         x = self.embed_scale * self.embed_tokens(tokens)
         if self.project_in_dim is not None:
             x = self.project_in_dim(x)
-        if positions is not None:
-            x = x + positions
+        if places is not None:
+            x = x + places
         if self.layernorm_embedding is not None:
             x = self.layernorm_embedding(x)
         return self.dropout_module(x)
+
+    def forward_packed(
+        self, target: Packing, encoder_out: Tensor | None = None, source: Packing | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Features of the N real target tokens of a batch, and the states between the layers.
+
+        Args:
+            target: the tokens, shifted right by one.
+            encoder_out: what the encoder made of the M real tokens of ``source`` [M x 1 x C].
+
+        Returns:
+            [N x 1 x C] each.
+        """
+        tokens, segments = target.tokens, target.segments
+        places = None if self.embed_positions is None else self.embed_positions(tokens, positions=target.positions)
+        x = self._embed(tokens, places).transpose(0, 1)  # N x 1 x C
+        own: Any = PackedMask(segments, segments, causal=True)
+        cross: Any = None if source is None else PackedMask(segments, source.segments)
+        states = [x]
+        for layer in self.layers:
+            x = layer(x, encoder_out, cross, self_attn_padding_mask=own)[0]
+            states.append(x)
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+        return x if self.project_out_dim is None else self.project_out_dim(x), states
+
+    @property
+    def packs(self) -> bool:
+        """Whether :meth:`forward_packed` computes the features that :meth:`forward` does."""
+        kept = "forward", "extract_features", "extract_features_scriptable", "forward_embedding", "forward_packed"
+        return (
+            inherits(self, TransformerDecoder, *kept, "padding_mask", "buffered_future_mask")
+            and not (self.need_attn or self.cross_self_attention)
+            and all(getattr(layer, "packs", False) for layer in self.layers)
+        )
 
     @staticmethod
     def _source(encoder_out: dict[str, list[Tensor]] | None) -> tuple[Tensor | None, Tensor | None]:

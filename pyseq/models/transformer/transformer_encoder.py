@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from pyseq.models.encoder import Encoder
 from pyseq.models.transformer.common import drop_idle_mask, layer_list
 from pyseq.modules import Dropout, LayerNorm, PositionalEmbedding, TransformerEncoderLayer, checkpoint_activations
+from pyseq.modules.packing import PackedMask, Packing
 from pyseq.modules.transformer_config import TransformerConfig
+from pyseq.utils import inherits
 
 if TYPE_CHECKING:
     from pyseq.data.dictionary import Dictionary
@@ -71,11 +73,16 @@ class TransformerEncoder(Encoder):
         Returns:
             What the first layer gets, and the scaled token embeddings alone, both [B x S x C].
         """
+        return self._embed(src_tokens, token_embedding)
+
+    def _embed(
+        self, tokens: Tensor, token_embedding: Tensor | None = None, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         if token_embedding is None:
-            token_embedding = self.embed_tokens(src_tokens)
+            token_embedding = self.embed_tokens(tokens)
         x = embed = self.embed_scale * token_embedding
         if self.embed_positions is not None:
-            x = embed + self.embed_positions(src_tokens)
+            x = embed + self.embed_positions(tokens, positions=positions)
         if self.layernorm_embedding is not None:
             x = self.layernorm_embedding(x)
         return self.dropout_module(x), embed
@@ -132,6 +139,22 @@ class TransformerEncoder(Encoder):
             "src_tokens": [],
             "src_lengths": [(~padding_mask).sum(dim=1, dtype=torch.int32).unsqueeze(1)],
         }
+
+    def forward_packed(self, source: Packing) -> Tensor:
+        """The output [N x 1 x C] for the N real tokens of a batch."""
+        mask: Any = PackedMask(source.segments, source.segments)
+        x = self._embed(source.tokens, positions=source.positions)[0].transpose(0, 1)  # N x 1 x C
+        for layer in self.layers:
+            x = layer(x, encoder_padding_mask=mask)
+        return x if self.layer_norm is None else self.layer_norm(x)
+
+    @property
+    def packs(self) -> bool:
+        """Whether :meth:`forward_packed` computes what :meth:`forward` does."""
+        kept = "forward", "forward_scriptable", "forward_embedding", "forward_packed"
+        return inherits(self, TransformerEncoder, *kept) and all(
+            getattr(layer, "packs", False) for layer in self.layers
+        )
 
     def reorder_encoder_out(self, encoder_out: EncoderOut, new_order: Tensor) -> EncoderOut:
         """The sentences ``new_order`` [B'] of an output, in that order."""

@@ -11,9 +11,11 @@ from pyseq.errors import ConfigError
 from pyseq.models import register_model
 from pyseq.models.linear_output import LinearOutput
 from pyseq.models.model import EncoderDecoderModel
+from pyseq.models.transformer.packed import packs, unpacked
 from pyseq.models.transformer.transformer_decoder import TransformerDecoder
 from pyseq.models.transformer.transformer_encoder import TransformerEncoder
 from pyseq.modules.embedding import Embedding, load_embedding
+from pyseq.modules.packing import Packing
 from pyseq.modules.transformer_config import TransformerConfig, layers_to_keep, refuse_unavailable
 
 if TYPE_CHECKING:
@@ -106,6 +108,11 @@ class TransformerModel(EncoderDecoderModel):
             alignment_layer: return the attention of this decoder layer to the encoder.
             alignment_heads: return the mean over this many of its heads.
         """
+        asked = alignment_layer is not None or alignment_heads is not None
+        if not asked and packs(self, prev_output_tokens, self.encoder, self.decoder):
+            source, target = (Packing(tokens, self.decoder.padding_idx) for tokens in (src_tokens, prev_output_tokens))
+            x, states = self.decoder.forward_packed(target, self.encoder.forward_packed(source), source)
+            return unpacked(self.decoder, target, x, states, features_only)
         encoder_out = self.encoder(src_tokens, src_lengths=src_lengths, return_all_hiddens=return_all_hiddens)
         return self.decoder(
             prev_output_tokens,
