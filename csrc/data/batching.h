@@ -1,4 +1,4 @@
-// Batches of samples under a limit of padded tokens and of sentences.
+// Batches of samples under a limit of tokens, padded or real, and of sentences.
 #pragma once
 
 #include <cstdint>
@@ -6,9 +6,10 @@
 namespace pyseq {
 
 struct BatchLimits {
-  int64_t max_tokens;     // sentences x longest sentence of a batch; 0 or less: no limit
+  int64_t max_tokens;     // of a batch, counted as `packed` says; 0 or less: no limit
   int64_t max_sentences;  // 0 or less: no limit
   int64_t multiple;       // a batch has fewer sentences than this or a multiple of it, at least 1
+  bool packed = false;    // count the tokens that there are, not sentences x longest sentence
 };
 
 struct Batches {

@@ -57,7 +57,8 @@ pyseq::TokenType token_type(const py::dtype& type) {
   throw py::type_error("tokens must be integers in the byte order of this machine, not " + std::string(py::str(type)));
 }
 
-py::tuple batch_by_size(const py::array& num_tokens, int64_t max_tokens, int64_t max_sentences, int64_t multiple) {
+py::tuple batch_by_size(const py::array& num_tokens, int64_t max_tokens, int64_t max_sentences, int64_t multiple,
+                        bool packed) {
   const int64_t* data = int64_data(num_tokens, "num_tokens");
   const int64_t n = num_tokens.size();
   if (multiple < 1) throw py::value_error("multiple must be at least 1, not " + std::to_string(multiple));
@@ -66,7 +67,7 @@ py::tuple batch_by_size(const py::array& num_tokens, int64_t max_tokens, int64_t
   pyseq::Batches batches;
   {
     py::gil_scoped_release release;
-    batches = pyseq::batch_by_size(data, n, {max_tokens, max_sentences, multiple}, out);
+    batches = pyseq::batch_by_size(data, n, {max_tokens, max_sentences, multiple, packed}, out);
   }
   ends.resize({batches.count});
   return py::make_tuple(std::move(ends), batches.too_long);
@@ -155,7 +156,7 @@ void bind_data(py::module_& m) {
       .value("complete_doc", pyseq::BreakMode::kCompleteDoc)
       .value("eos", pyseq::BreakMode::kEos);
   m.def("batch_by_size", &batch_by_size, "num_tokens"_a.noconvert(), "max_tokens"_a, "max_sentences"_a, "multiple"_a,
-        "(end offsets of the batches, position of the first sample that is too long or -1)");
+        "packed"_a, "(end offsets of the batches, position of the first sample that is too long or -1)");
   m.def("collate", &collate, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(),
         "out"_a.noconvert(), "pad"_a, "left"_a, "rotate"_a, "eos"_a,
         "Writes rows of tokens, padded, into the int64 matrix out.");

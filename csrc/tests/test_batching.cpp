@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -36,6 +37,11 @@ TEST(batching_tail_overflow_closes_two_batches) {
   CHECK(ends_of({1, 1, 1, 1, 1, 1, 6}, {12, 0, 4}) == (std::vector<int64_t>{4, 6, 7}));
 }
 
+TEST(batching_packed_sums_the_tokens) {
+  CHECK(ends_of({1, 2, 3, 4}, {6, 0, 1, true}) == (std::vector<int64_t>{3, 4}));
+  CHECK(ends_of({1, 1, 1, 1, 2, 2, 6}, {9, 0, 4, true}) == (std::vector<int64_t>{4, 6, 7}));
+}
+
 TEST(batching_of_nothing) { CHECK(ends_of({}, {10, 10, 8}).empty()); }
 
 TEST(batching_reports_a_sample_that_is_too_long) {
@@ -46,14 +52,15 @@ TEST(batching_reports_a_sample_that_is_too_long) {
 
 TEST(batching_does_not_wrap_at_huge_limits) {
   const int64_t huge = std::numeric_limits<int64_t>::max();
-  CHECK(ends_of({huge, huge, huge}, {huge, 0, 1}) == (std::vector<int64_t>{1, 2, 3}));
+  for (const bool packed : {false, true})
+    CHECK(ends_of({huge, huge, huge}, {huge, 0, 1, packed}) == (std::vector<int64_t>{1, 2, 3}));
 }
 
 TEST(batching_keeps_every_limit) {
   std::mt19937_64 random(1);
   for (int round = 0; round < 2000; ++round) {
     const BatchLimits limits{static_cast<int64_t>(20 + random() % 60), static_cast<int64_t>(random() % 20),
-                             static_cast<int64_t>(1 + random() % 9)};
+                             static_cast<int64_t>(1 + random() % 9), round % 2 == 1};
     std::vector<int64_t> num_tokens(random() % 200);
     for (auto& tokens : num_tokens) tokens = random() % 21;
     int64_t begin = 0;
@@ -62,7 +69,9 @@ TEST(batching_keeps_every_limit) {
       CHECK(size > 0);
       CHECK(size < limits.multiple || size % limits.multiple == 0);
       CHECK(limits.max_sentences <= 0 || size <= limits.max_sentences);
-      CHECK(size * *std::max_element(&num_tokens[begin], num_tokens.data() + end) <= limits.max_tokens);
+      const int64_t *first = &num_tokens[begin], *last = num_tokens.data() + end;
+      const int64_t padded = size * *std::max_element(first, last);
+      CHECK((limits.packed ? std::accumulate(first, last, int64_t{0}) : padded) <= limits.max_tokens);
       begin = end;
     }
     CHECK(begin == static_cast<int64_t>(num_tokens.size()));

@@ -124,7 +124,8 @@ def tell(cfg: Config, trainer: Trainer) -> None:
     logger.info("device: %s; %d process(es)", device, distributed.world_size())
     logger.info("dtype: %s (%s)", str(trainer.precision.dtype).removeprefix("torch."), trainer.precision.reason)
     frequency = cfg.optimization.update_freq[0] * distributed.world_size()
-    budgets = {"padded tokens": cfg.dataset.max_tokens, "sentences": cfg.dataset.batch_size}
+    tokens = "real tokens" if cfg.dataset.packed else "padded tokens"
+    budgets = {tokens: cfg.dataset.max_tokens, "sentences": cfg.dataset.batch_size}
     limits = [f"{budget} {unit}" for unit, budget in budgets.items() if budget]
     logger.info("an update: %d batch(es) of up to %s", frequency, " and ".join(limits))
 

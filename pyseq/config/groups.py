@@ -73,7 +73,10 @@ class DatasetConfig(ConfigGroup):
 
     num_workers: int = opt(1, "processes that load and collate data (0: in the training process)")
     skip_invalid_size_inputs_valid_test: bool = opt(False, "skip over-long samples in validation and test subsets")
-    max_tokens: int | None = opt(None, "most tokens in a batch, padding included")
+    max_tokens: int | None = opt(None, "most tokens in a batch, padding included unless --packed")
+    packed: bool = opt(
+        False, "train without padding: --max-tokens counts the real tokens of a training or validation batch"
+    )
     batch_size: int | None = opt(None, "most sentences in a batch", argparse_alias="--max-sentences")
     required_batch_size_multiple: int = opt(8, "batch sizes are below this or a multiple of it")
     required_seq_len_multiple: int = opt(1, "pad sequence lengths to a multiple of this")

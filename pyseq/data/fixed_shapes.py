@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyseq.data.batching import batch_by_size
+from pyseq.data.batching import RealTokens, batch_by_size
 from pyseq.errors import ConfigError, DataError
 
 IndexArray = npt.NDArray[np.int64]
@@ -31,11 +31,14 @@ def batch_by_size_and_shape(
 
     Raises:
         DataError: a sample fits no batch.
+        ConfigError: there are shapes, and ``max_tokens`` counts no padding.
     """
     lengths = np.asarray(num_tokens).astype(np.int64, copy=False)
     ids = np.asarray(indices).astype(np.int64, copy=False)
     if shapes is None:
         return batch_by_size(ids, lengths, max_tokens, max_sentences, required_batch_size_multiple)
+    if isinstance(max_tokens, RealTokens):
+        raise ConfigError("--packed takes out the padding that batches of fixed shapes add: leave out one of the two")
     resolved = [
         (sentences_of(shape, max_tokens, max_sentences, required_batch_size_multiple), int(shape[1]))
         for shape in shapes

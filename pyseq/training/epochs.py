@@ -8,6 +8,7 @@ from typing import Any
 
 from pyseq.config.config import Config
 from pyseq.data import iterators
+from pyseq.data.batching import token_budget
 from pyseq.training import distributed
 from pyseq.utils import resolve_max_positions
 
@@ -39,7 +40,7 @@ class Epochs:
             self.task.load_dataset(subset, epoch=epoch, combine=True)
         return self.task.get_batch_iterator(
             dataset=self.task.dataset(subset),
-            max_tokens=dataset_cfg.max_tokens,
+            max_tokens=token_budget(dataset_cfg.max_tokens, dataset_cfg.packed),
             max_sentences=dataset_cfg.batch_size,
             max_positions=resolve_max_positions(
                 self.task.max_positions(), self.model.max_positions(), dataset_cfg.max_tokens

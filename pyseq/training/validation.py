@@ -8,6 +8,7 @@ from typing import Any
 
 from pyseq import metrics, utils
 from pyseq.config.config import Config
+from pyseq.data.batching import token_budget
 from pyseq.training import distributed
 from pyseq.training.progress import progress_bar
 from pyseq.training.trainer import Trainer
@@ -17,7 +18,7 @@ def subset_batches(cfg: Config, task: Any, model: Any, subset: str) -> Any:
     """The batches of a validation subset, this rank's share of them, in order."""
     return task.get_batch_iterator(
         dataset=task.dataset(subset),
-        max_tokens=cfg.dataset.max_tokens_valid,
+        max_tokens=token_budget(cfg.dataset.max_tokens_valid, cfg.dataset.packed),
         max_sentences=cfg.dataset.batch_size_valid,
         max_positions=utils.resolve_max_positions(task.max_positions(), model.max_positions()),
         ignore_invalid_inputs=cfg.dataset.skip_invalid_size_inputs_valid_test,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyseq.data import batching
-from pyseq.data.batching import batch_by_size
+from pyseq.data.batching import RealTokens, batch_by_size, token_budget
 from pyseq.errors import ConfigError, DataError
 
 
@@ -44,6 +44,28 @@ def test_multiple_and_what_is_left(batch: Callable[..., list[list[int]]]) -> Non
 def test_a_tail_that_does_not_fit_is_a_batch_of_its_own(batch: Callable[..., list[list[int]]]) -> None:
     # 0-3 are a legal batch, 4 and 5 wait for a multiple of four, and 6 fits with neither of the two.
     assert batch([1, 1, 1, 1, 1, 1, 6], max_tokens=12, required_batch_size_multiple=4) == [[0, 1, 2, 3], [4, 5], [6]]
+
+
+def test_real_tokens_are_summed(batch: Callable[..., list[list[int]]]) -> None:
+    assert batch([1, 2, 3, 4], max_tokens=RealTokens(6)) == [[0, 1, 2], [3]]
+    assert batch([8, 1, 1], max_tokens=RealTokens(9)) == [[0, 1], [2]]
+    assert [len(b) for b in batch([1] * 27, max_tokens=RealTokens(20), required_batch_size_multiple=8)] == [16, 8, 3]
+    assert batch([1, 1, 1, 1, 2, 2, 6], RealTokens(9), required_batch_size_multiple=4) == [[0, 1, 2, 3], [4, 5], [6]]
+    assert batch([1] * 7, max_tokens=RealTokens(100), max_sentences=3) == [[0, 1, 2], [3, 4, 5], [6]]
+    with pytest.raises(DataError, match=r"max_tokens=10: sample 2 has 11 tokens"):
+        batch([4, 4, 11, 4], max_tokens=RealTokens(10))
+
+
+def test_sums_do_not_wrap(batch: Callable[..., list[list[int]]]) -> None:
+    huge = 2**63 - 1
+    assert batch([huge, huge, 1], max_tokens=RealTokens(huge)) == [[0], [1], [2]]
+    assert batch([huge, huge], max_tokens=huge) == [[0], [1]]
+
+
+def test_a_budget_says_its_unit() -> None:
+    assert isinstance(token_budget(5, packed=True), RealTokens) and token_budget(5, packed=True) == 5
+    assert not isinstance(token_budget(5, packed=False), RealTokens)
+    assert token_budget(None, packed=True) is None
 
 
 def test_max_sentences(batch: Callable[..., list[list[int]]]) -> None:
@@ -86,34 +108,43 @@ def test_unaligned_and_strided_lengths() -> None:
 def test_the_compiled_function_refuses_what_it_cannot_read() -> None:
     core = pytest.importorskip("pyseq._core").data
     with pytest.raises(TypeError, match="num_tokens must be int64, not int32"):
-        core.batch_by_size(np.zeros(3, np.int32), 1, 1, 1)
+        core.batch_by_size(np.zeros(3, np.int32), 1, 1, 1, False)
     with pytest.raises(ValueError, match="contiguous"):
-        core.batch_by_size(np.zeros(6, np.int64)[::2], 1, 1, 1)
+        core.batch_by_size(np.zeros(6, np.int64)[::2], 1, 1, 1, False)
     with pytest.raises(ValueError, match="contiguous"):
-        core.batch_by_size(np.zeros((2, 3), np.int64), 1, 1, 1)
+        core.batch_by_size(np.zeros((2, 3), np.int64), 1, 1, 1, False)
     with pytest.raises(ValueError, match="multiple"):
-        core.batch_by_size(np.zeros(3, np.int64), 1, 1, 0)
+        core.batch_by_size(np.zeros(3, np.int64), 1, 1, 0, False)
 
 
-@given(st.lists(st.integers(0, 40), max_size=80), st.integers(0, 80), st.integers(0, 20), st.integers(1, 9))
-@settings(deadline=None)
-def test_compiled_equals_reference(lengths: list[int], max_tokens: int, max_sentences: int, multiple: int) -> None:
+LENGTHS = st.lists(st.integers(0, 40), max_size=80)
+
+
+@given(LENGTHS, st.integers(0, 80), st.integers(0, 20), st.integers(1, 9), st.booleans())
+@settings(deadline=None, max_examples=200)
+def test_compiled_equals_reference(
+    lengths: list[int], max_tokens: int, max_sentences: int, multiple: int, packed: bool
+) -> None:
     core = pytest.importorskip("pyseq._core").data
     array = np.array(lengths, dtype=np.int64)
-    ends, too_long = core.batch_by_size(array, max_tokens, max_sentences, multiple)
-    expected, expected_too_long = batching.batch_ends_reference(array, max_tokens, max_sentences, multiple)
+    ends, too_long = core.batch_by_size(array, max_tokens, max_sentences, multiple, packed)
+    expected, expected_too_long = batching.batch_ends_reference(array, max_tokens, max_sentences, multiple, packed)
     assert (ends.tolist(), too_long) == (expected.tolist(), expected_too_long)
 
 
-@given(st.lists(st.integers(0, 20), max_size=80), st.integers(20, 60), st.integers(0, 20), st.integers(1, 9))
+@given(
+    st.lists(st.integers(0, 20), max_size=80), st.integers(20, 60), st.integers(0, 20), st.integers(1, 9), st.booleans()
+)
 @settings(deadline=None, max_examples=200)
 def test_every_sample_once_within_the_limits(
-    lengths: list[int], max_tokens: int, max_sentences: int, multiple: int
+    lengths: list[int], max_tokens: int, max_sentences: int, multiple: int, packed: bool
 ) -> None:
-    batches = [b.tolist() for b in batch_by_size(range(len(lengths)), lengths, max_tokens, max_sentences, multiple)]
+    budget = token_budget(max_tokens, packed)
+    batches = [b.tolist() for b in batch_by_size(range(len(lengths)), lengths, budget, max_sentences, multiple)]
     assert [i for b in batches for i in b] == list(range(len(lengths)))
     for b in batches:
-        assert len(b) * max(lengths[i] for i in b) <= max_tokens
+        of_each = [lengths[i] for i in b]
+        assert (sum(of_each) if packed else len(b) * max(of_each)) <= max_tokens
         assert 1 <= len(b) <= (max_sentences or len(b))
         assert len(b) < multiple or len(b) % multiple == 0
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyseq.data.batching import RealTokens
 from pyseq.data.fixed_shapes import batch_by_shape, batch_by_size_and_shape, sentences_of
 from pyseq.errors import ConfigError, DataError
 
@@ -46,6 +47,11 @@ def test_batches_are_those_of_the_greedy_rule(lengths, shapes, ascending):
 )
 def test_how_many_sentences_a_shape_holds(shape, max_tokens, max_sentences, multiple, expected):
     assert sentences_of(shape, max_tokens, max_sentences, multiple) == expected
+
+
+def test_real_tokens_have_no_shape():
+    with pytest.raises(ConfigError, match="--packed"):
+        batch_by_size_and_shape(np.arange(2), np.array([1, 2]), RealTokens(8), shapes=[(None, 2)])
 
 
 def test_shapes_without_sentences_need_max_tokens():
