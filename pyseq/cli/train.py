@@ -19,6 +19,7 @@ from pyseq.config.config import Config
 from pyseq.config.parser import get_training_parser
 from pyseq.data.data_utils import check_unlisted_valid_subsets
 from pyseq.errors import ConfigError
+from pyseq.models.model import BaseModel
 from pyseq.tasks import setup_task
 from pyseq.training import distributed
 from pyseq.training.allocator import keep_freed_memory
@@ -95,6 +96,8 @@ def build(cfg: Config) -> Trainer:
     """Task, model, criterion and trainer, and a word on what was decided and why."""
     task = setup_task(cfg.task)
     model = task.build_model(cfg.model)
+    if cfg.dataset.packed:
+        pack(model)
     criterion = task.build_criterion(cfg.criterion)
     if not cfg.dataset.disable_validation:
         if not (cfg.dataset.combine_valid_subsets or cfg.dataset.ignore_unused_valid_subsets):
@@ -105,6 +108,16 @@ def build(cfg: Config) -> Trainer:
     if distributed.is_master():
         tell(cfg, trainer)
     return trainer
+
+
+def pack(model: BaseModel) -> None:
+    """Have the model compute without padding. Raises ConfigError for one that cannot: its batches would not fit."""
+    if not model.can_pack():
+        raise ConfigError(
+            f"--packed counts real tokens, but the model {type(model).__name__} computes padding, too: its batches "
+            "could be many times as large as --max-tokens says. Leave --packed out."
+        )
+    model.pack_sequences = True
 
 
 def tell(cfg: Config, trainer: Trainer) -> None:

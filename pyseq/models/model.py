@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class BaseModel(nn.Module, Optioned):
     """A model: a plug-in subclasses this or one of the classes below and registers with ``register_model``."""
 
-    # Leave padding out: True or False, or None for where it is faster. Models that cannot pad whatever this says.
+    # Compute without padding: True or False, or None for where that is faster. See :meth:`can_pack`.
     pack_sequences: bool | None = None
 
     def __init__(self) -> None:
@@ -82,6 +82,10 @@ class BaseModel(nn.Module, Optioned):
             return net_output if torch.is_tensor(net_output) else None
         plain = getattr(type(decoder), "get_normalized_probs", None) is Decoder.get_normalized_probs
         return net_output[0] if plain and decoder.adaptive_softmax is None else None
+
+    def can_pack(self) -> bool:
+        """Whether ``forward`` can leave out the padding of a batch, where ``pack_sequences`` asks for it."""
+        return False
 
     def linear_output(self) -> LinearOutput | None:
         """Weight and bias of the output layer, if the model can do without it; else None, and the model has logits.

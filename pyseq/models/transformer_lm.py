@@ -14,7 +14,7 @@ from pyseq.models.linear_output import LinearOutput
 from pyseq.models.model import LanguageModel
 from pyseq.models.row import Row, defaults
 from pyseq.models.transformer import DEFAULT_MAX_TARGET_POSITIONS, TransformerDecoder
-from pyseq.models.transformer.packed import packs, unpacked
+from pyseq.models.transformer.packed import can_pack, packs, unpacked
 from pyseq.modules import Embedding
 from pyseq.modules.packing import Packing
 from pyseq.modules.transformer_config import DecoderConfig, known, layers_to_keep, refuse_unavailable
@@ -70,11 +70,14 @@ class TransformerLanguageModel(LanguageModel):
             features_only: return features [B x T x C] instead of logits.
         """
         plain = set(kwargs) <= {"src_lengths"}
-        if plain and packs(self, src_tokens, self.decoder):
+        if plain and packs(self, src_tokens):
             target = Packing(src_tokens, self.decoder.padding_idx)
             x, states = self.decoder.forward_packed(target)
             return unpacked(self.decoder, target, x, states, features_only)
         return self.decoder(src_tokens, features_only=features_only, **kwargs)
+
+    def can_pack(self) -> bool:
+        return can_pack(self, self.decoder)
 
     def linear_output(self) -> LinearOutput | None:
         return self._linear_output_of_decoder(TransformerLanguageModel)

@@ -210,3 +210,18 @@ def test_non_finite_gradients_stop_the_run_and_keep_the_checkpoint(train_argv, t
     with pytest.raises(TrainingError, match="gradient norm is nan at update 2: non-finite gradients in 45 parameters"):
         run(train_argv, tmp_path, "--max-update", *last)
     assert (tmp_path / "checkpoint_last.pt").read_bytes() == before
+
+
+def test_training_without_padding_is_training(train_argv, tmp_path, monkeypatch):
+    """The same batches give the same losses, whether their padding is computed or left out."""
+    argv = [*train_argv, "--packed", "--dropout", "0", "--disable-validation", "--max-update", "4", "--log-interval", "1"]
+    packed = [r["loss"] for r in run(argv, tmp_path / "packed") if r["tag"] == "train_inner"]
+    monkeypatch.setattr("pyseq.models.transformer.transformer_model.packs", lambda *args: False)
+    padded = [r["loss"] for r in run(argv, tmp_path / "padded") if r["tag"] == "train_inner"]
+    assert len(packed) == 4 and packed == pytest.approx(padded, abs=2e-3)
+
+
+def test_packed_is_refused_for_a_model_that_pads(train_argv, tmp_path, monkeypatch):
+    monkeypatch.setattr("pyseq.models.transformer.TransformerModel.can_pack", lambda self: False)
+    with pytest.raises(ConfigError, match="--packed counts real tokens, but the model TransformerModel .* Leave"):
+        run([*train_argv, "--packed"], tmp_path)

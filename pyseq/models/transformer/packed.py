@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyseq.models.model import BaseModel
 from pyseq.modules.linear import is_hooked
@@ -18,12 +18,13 @@ from pyseq.modules.packing import Packing
 from pyseq.ops import dispatch
 
 
-def packs(model: BaseModel, tokens: Tensor, *parts: Any) -> bool:
-    """Whether a forward pass over ``tokens`` [B x T] should leave padding out.
+def can_pack(model: nn.Module, *parts: Any) -> bool:
+    """Whether all ``parts`` (encoder, decoder) pack, and no hook watches what a module of ``model`` is given."""
+    return all(getattr(part, "packs", False) for part in parts) and not any(map(is_hooked, model.modules()))
 
-    Args:
-        model: with ``pack_sequences``: True or False if the user said so, None to have what is faster.
-        parts: its encoder and decoder; None and modules that do not say that they pack are padded.
+
+def packs(model: BaseModel, tokens: Tensor) -> bool:
+    """Whether a forward pass over ``tokens`` [B x T] should leave padding out.
 
     On the CPU packing is faster wherever attention has a kernel. On a GPU the host has to wait for the places of the
     tokens, so there it is on request.
@@ -34,7 +35,7 @@ def packs(model: BaseModel, tokens: Tensor, *parts: Any) -> bool:
     dtype = next(model.parameters()).dtype
     if wanted is None and (tokens.device.type != "cpu" or dispatch.choose("attention", "cpu", dtype) == "torch"):
         return False
-    return all(getattr(part, "packs", False) for part in parts) and not any(map(is_hooked, model.modules()))
+    return model.can_pack()
 
 
 def unpacked(

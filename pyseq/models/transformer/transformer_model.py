@@ -11,7 +11,7 @@ from pyseq.errors import ConfigError
 from pyseq.models import register_model
 from pyseq.models.linear_output import LinearOutput
 from pyseq.models.model import EncoderDecoderModel
-from pyseq.models.transformer.packed import packs, unpacked
+from pyseq.models.transformer.packed import can_pack, packs, unpacked
 from pyseq.models.transformer.transformer_decoder import TransformerDecoder
 from pyseq.models.transformer.transformer_encoder import TransformerEncoder
 from pyseq.modules.embedding import Embedding, load_embedding
@@ -109,7 +109,7 @@ class TransformerModel(EncoderDecoderModel):
             alignment_heads: return the mean over this many of its heads.
         """
         asked = alignment_layer is not None or alignment_heads is not None
-        if not asked and packs(self, prev_output_tokens, self.encoder, self.decoder):
+        if not asked and packs(self, prev_output_tokens):
             source, target = (Packing(tokens, self.decoder.padding_idx) for tokens in (src_tokens, prev_output_tokens))
             x, states = self.decoder.forward_packed(target, self.encoder.forward_packed(source), source)
             return unpacked(self.decoder, target, x, states, features_only)
@@ -123,6 +123,9 @@ class TransformerModel(EncoderDecoderModel):
             src_lengths=src_lengths,
             return_all_hiddens=return_all_hiddens,
         )
+
+    def can_pack(self) -> bool:
+        return can_pack(self, self.encoder, self.decoder)
 
     def linear_output(self) -> LinearOutput | None:
         return self._linear_output_of_decoder(TransformerModel)

@@ -129,7 +129,7 @@ def test_attention_dropout_acts(small_model: Any, padded: Any) -> None:
 
 def packs(model: Any, tokens: Tensor) -> bool:
     model.pack_sequences = True
-    return packed.packs(model, tokens, model.encoder, model.decoder)
+    return packed.packs(model, tokens)
 
 
 def test_a_model_that_was_changed_is_padded(small_model: Any, padded: Any) -> None:
@@ -155,7 +155,7 @@ def test_a_model_that_was_changed_is_padded(small_model: Any, padded: Any) -> No
 
     told_not_to = small_model()
     told_not_to.pack_sequences = False
-    assert not packed.packs(told_not_to, tokens, told_not_to.encoder, told_not_to.decoder)
+    assert not packed.packs(told_not_to, tokens)
 
 
 def test_a_replaced_projection_is_called(small_model: Any, padded: Any) -> None:
