@@ -10,6 +10,7 @@ namespace py = pybind11;
 using namespace pyseq;
 
 void bind_adam(py::module_& m);           // bindings_adam.cpp
+void bind_attention(py::module_& m);      // bindings_attention.cpp
 void bind_cross_entropy(py::module_& m);  // bindings_cross_entropy.cpp
 void bind_dropout(py::module_& m);        // bindings_dropout.cpp
 void bind_grad_norm(py::module_& m);      // bindings_grad_norm.cpp
@@ -53,6 +54,7 @@ void bind_ops(py::module_& m) {
   m.def("isas", &isas, "The instruction sets that this processor can run, best first.");
   m.def("use_isa", &use_isa, py::arg("name"), "Use one of isas() from now on.");
   bind_adam(m);
+  bind_attention(m);
   bind_cross_entropy(m);
   bind_dropout(m);
   bind_grad_norm(m);

@@ -17,6 +17,7 @@ struct Vec {
   static constexpr int width = 8;
   __m256 lanes;
 
+  Vec() = default;
   Vec(__m256 l) : lanes(l) {}
   explicit Vec(float all) : lanes(_mm256_set1_ps(all)) {}
 };
@@ -77,6 +78,25 @@ static inline Vec scale_by_power(Vec p, Vec n, Vec t) {
   const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.lanes), _mm256_set1_epi32(127));
   const __m256 scaled = _mm256_mul_ps(p.lanes, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
   return _mm256_andnot_ps(_mm256_cmp_ps(t.lanes, _mm256_set1_ps(exp_lower_bound), _CMP_LT_OQ), scaled);
+}
+
+// Lane j of rows[i] and lane i of rows[j] change places.
+static inline void transpose(Vec (&rows)[8]) {
+  __m256 pairs[8], fours[8];
+  for (int i = 0; i < 8; i += 2) {
+    pairs[i] = _mm256_unpacklo_ps(rows[i].lanes, rows[i + 1].lanes);
+    pairs[i + 1] = _mm256_unpackhi_ps(rows[i].lanes, rows[i + 1].lanes);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    fours[i] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+    fours[i + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xEE);
+    fours[i + 2] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+    fours[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xEE);
+  }
+  for (int i = 0; i < 4; ++i) {
+    rows[i] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20);
+    rows[i + 4] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31);
+  }
 }
 
 // Loads and stores of whole vectors, and of the first `count` lanes.

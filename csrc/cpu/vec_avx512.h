@@ -25,6 +25,7 @@ struct Vec {
   static constexpr int width = 16;
   __m512 lanes;
 
+  Vec() = default;
   Vec(__m512 l) : lanes(l) {}
   explicit Vec(float all) : lanes(_mm512_set1_ps(all)) {}
 };
@@ -68,6 +69,34 @@ static inline Vec round_to_even(Vec a) {
   return _mm512_roundscale_ps(a.lanes, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 static inline Vec scale_by_power(Vec p, Vec n, Vec) { return _mm512_scalef_ps(p.lanes, n.lanes); }
+
+// Lane j of rows[i] and lane i of rows[j] change places.
+static inline void transpose(Vec (&rows)[16]) {
+  __m512 pairs[16], fours[16], eights[16];
+  for (int i = 0; i < 16; i += 2) {
+    pairs[i] = _mm512_unpacklo_ps(rows[i].lanes, rows[i + 1].lanes);
+    pairs[i + 1] = _mm512_unpackhi_ps(rows[i].lanes, rows[i + 1].lanes);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    fours[i] = _mm512_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
+    fours[i + 1] = _mm512_shuffle_ps(pairs[i], pairs[i + 2], 0xEE);
+    fours[i + 2] = _mm512_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
+    fours[i + 3] = _mm512_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xEE);
+  }
+  // Lane group g of fours[4 * k + i] has column 4 * g + i of rows 4 * k to 4 * k + 3.
+  for (int i = 0; i < 4; ++i) {
+    eights[i] = _mm512_shuffle_f32x4(fours[i], fours[i + 4], 0x88);
+    eights[i + 4] = _mm512_shuffle_f32x4(fours[i], fours[i + 4], 0xDD);
+    eights[i + 8] = _mm512_shuffle_f32x4(fours[i + 8], fours[i + 12], 0x88);
+    eights[i + 12] = _mm512_shuffle_f32x4(fours[i + 8], fours[i + 12], 0xDD);
+  }
+  for (int i = 0; i < 4; ++i) {
+    rows[i] = _mm512_shuffle_f32x4(eights[i], eights[i + 8], 0x88);
+    rows[i + 8] = _mm512_shuffle_f32x4(eights[i], eights[i + 8], 0xDD);
+    rows[i + 4] = _mm512_shuffle_f32x4(eights[i + 4], eights[i + 12], 0x88);
+    rows[i + 12] = _mm512_shuffle_f32x4(eights[i + 4], eights[i + 12], 0xDD);
+  }
+}
 
 // Loads and stores of whole vectors, and of the first `count` lanes.
 static inline __mmask16 first(int count) { return static_cast<__mmask16>((1u << count) - 1u); }

@@ -20,6 +20,7 @@ struct Vec {
   static constexpr int width = 4;
   Float4 lanes;
 
+  Vec() = default;
   Vec(Float4 l) : lanes(l) {}
   explicit Vec(float all) : lanes(Float4{all, all, all, all}) {}
 };
@@ -79,6 +80,17 @@ static inline Vec scale_by_power(Vec p, Vec n, Vec t) {
   Float4 power;
   std::memcpy(&power, &exponent, sizeof power);
   return t.lanes < exp_lower_bound ? Float4{} : p.lanes * power;
+}
+
+// Lane j of rows[i] and lane i of rows[j] change places.
+static inline void transpose(Vec (&rows)[4]) {
+  for (int i = 0; i < 4; ++i) {
+    for (int j = 0; j < i; ++j) {
+      const float lane = rows[i].lanes[j];
+      rows[i].lanes[j] = rows[j].lanes[i];
+      rows[j].lanes[i] = lane;
+    }
+  }
 }
 
 // Loads and stores of whole vectors, and of the first `count` lanes.

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 from pyseq.ops import dispatch
-from pyseq.ops.attention.checks import check_cross, check_offsets, check_self
+from pyseq.ops.attention.checks import check_cross, check_self
 from pyseq.ops.attention.definition import Options, Segments, reference
+from pyseq.ops.attention.kernels import KERNELS, Inputs, check
+from pyseq.ops.attention.library import Attention
 from pyseq.ops.dropout import limit
 from pyseq.ops.random import draw_seed
 
 __all__ = ["Segments", "cross_attention", "self_attention"]
 
-dispatch.register_operation("attention")
+dispatch.register_operation("attention", cpp=dispatch.KERNEL_DTYPES)
 
 
 def self_attention(
@@ -79,7 +81,7 @@ def cross_attention(
 
 
 def _attention(
-    inputs: Tensor,
+    packed: Tensor,
     query: Tensor | None,
     query_segments: Segments,
     key_segments: Segments,
@@ -88,18 +90,24 @@ def _attention(
     p: float,
     seed: Tensor | None,
 ) -> Tensor:
-    """Attention, where ``inputs`` is kvq, or kv beside ``query``."""
-    dispatch.choose("attention", inputs.device.type, inputs.dtype)
-    scale = inputs.size(-1) ** -0.5 if scale is None else float(scale)
+    """Attention, where ``packed`` is kvq, or kv beside ``query``."""
+    chosen = dispatch.choose("attention", packed.device.type, packed.dtype)
     drops = limit(p) >= 0
-    options = Options(query_segments.longest, key_segments.longest, causal, scale, float(p) if drops else 0.0)
+    options = Options(
+        query_segments.longest,
+        key_segments.longest,
+        causal,
+        packed.size(-1) ** -0.5 if scale is None else float(scale),
+        float(p) if drops else 0.0,
+    )
     if drops and seed is None:
-        seed = draw_seed(inputs.device)
-    seed = seed if drops else None
-    offsets = query_segments.offsets, key_segments.offsets
-    key, value, *own = inputs.unbind(1)
-    asked = own[0] if query is None else query
-    if not torch.compiler.is_compiling():
-        check_offsets("query_segments", offsets[0], options.longest_query, asked.size(0))
-        check_offsets("key_segments", offsets[1], options.longest_key, key.size(0))
-    return reference(asked, key, value, *offsets, options, seed)
+        seed = draw_seed(packed.device)
+    inputs = Inputs(packed, query, query_segments.offsets, key_segments.offsets, seed if drops else None)
+    if chosen == "torch":
+        if not torch.compiler.is_compiling():
+            check(inputs, options)
+        return reference(*inputs.heads(), *inputs[2:4], options, inputs.seed)
+    if torch.compiler.is_compiling():
+        out: Tensor = torch.ops.pyseq.attention(*inputs, *options)[0]
+        return out
+    return Attention.apply(*inputs, options, KERNELS[chosen])

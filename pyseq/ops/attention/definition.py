@@ -28,8 +28,8 @@ class Segments(NamedTuple):
     """Where the sequences of a packed batch are.
 
     Args:
-        offsets: int32 [B + 1], on the device of the data: sequence b has tokens ``offsets[b]`` to ``offsets[b + 1] - 1``.
-            The first is 0, the last is the number of tokens.
+        offsets: int32 [B + 1], on the device of the data: the token at which each sequence begins, from 0 on and never
+            falling; and after them the number of tokens.
         longest: tokens of the longest sequence, or more. Which weights dropout drops depends on that of the keys.
     """
 

@@ -1,0 +1,2 @@
+#define PYSEQ_PORTABLE
+#include "cpu/attention_rows.h"
