@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pyseq.modules.linear import tokenwise
-from pyseq.ops import layer_norm
+from pyseq.ops import dispatch, layer_norm
 
 
 class LayerNorm(nn.LayerNorm):
@@ -39,5 +39,6 @@ class LayerNorm(nn.LayerNorm):
             type(self) is LayerNorm
             and len(self.normalized_shape) == 1
             and x.dtype == residual.dtype
+            and dispatch.forced() != "torch"
             and not torch.is_autocast_enabled(x.device.type)
         )

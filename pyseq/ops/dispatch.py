@@ -185,6 +185,11 @@ def _check_forced(name: str, where: str) -> None:
         raise ConfigError(f"{where}: back end '{name}' cannot be used here: {found.detail}")
 
 
+def forced() -> str | None:
+    """The back end that the user asked for: by :func:`backend`, else by the environment."""
+    return _forced or os.environ.get(ENVIRONMENT_VARIABLE) or None
+
+
 def choose(operation: str, device_type: str, dtype: torch.dtype) -> str:
     """The back end for an operation on tensors of a device type and dtype.
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
+from pyseq import ops
 from pyseq.modules import Dropout
 
 
@@ -39,3 +41,12 @@ def test_inplace_overwrites() -> None:
     x = torch.ones(100)
     y = Dropout(0.5)(x, inplace=True)
     assert y is x and bool((x == 0).any())
+
+
+def test_the_torch_back_end_is_dropout_of_torch() -> None:
+    x, residual = torch.randn(40, 8), torch.randn(40, 8)
+    with ops.backend("torch"):
+        torch.manual_seed(3)
+        found = Dropout(0.5)(x, residual=residual)
+    torch.manual_seed(3)
+    assert torch.equal(found, residual + F.dropout(x, 0.5))
