@@ -25,7 +25,7 @@ static inline void tile_product(Matrix a, Matrix b, Matrix c, int64_t depth) {
   Vec sums[rows][vectors];
   for (int i = 0; i < rows; ++i) {
     for (int v = 0; v < vectors; ++v) {
-      sums[i][v] = add ? load(c.row(i) + v * Vec::width) : Vec(0.0f);
+      sums[i][v] = Vec(0.0f);
     }
   }
   for (int64_t k = 0; k < depth; ++k) {
@@ -42,7 +42,8 @@ static inline void tile_product(Matrix a, Matrix b, Matrix c, int64_t depth) {
   }
   for (int i = 0; i < rows; ++i) {
     for (int v = 0; v < vectors; ++v) {
-      store(c.row(i) + v * Vec::width, sums[i][v]);
+      float* const to = c.row(i) + v * Vec::width;
+      store(to, add ? load(to) + sums[i][v] : sums[i][v]);  // a sum of short sums is nearer than one long sum
     }
   }
 }

@@ -161,11 +161,11 @@ static void add_transposed_times_queries(const Block& block, Matrix scores, Matr
   }
 }
 
-// Products of tiles read a few scores beyond those that query i of a block sees: they count nothing.
+// Products of tiles read a few scores beyond those that query i of a block sees, and sums what fills a vector: they count
+// nothing.
 static inline void hide_unseen(const Block& block, int64_t i, float* scores) {
-  for (int64_t j = block.seen_by(i), end = std::min(block.keys, j + 2 * tile_rows); j < end; ++j) {
-    scores[j] = 0.0f;
-  }
+  const int64_t seen = block.seen_by(i), whole = (seen + Vec::width - 1) / Vec::width * Vec::width;
+  std::fill(scores + seen, scores + std::max(whole, std::min(block.keys, seen + 2 * tile_rows)), 0.0f);
 }
 
 // Which weights of 8 queries dropout keeps.
@@ -317,18 +317,33 @@ static void forward(const AttentionShape& shape, const AttentionForward& data, i
   }
 }
 
-// Scores of query i become its weights after dropout, and the gradients of the weights those of the scores.
+// Scores of query i become its weights after dropout, and the gradients of the weights those of the scores. delta is the
+// sum of all weights times their gradients; null where the block has all of them.
 static void gradient_row(const AttentionShape& shape, const Block& block, const Keep& keep, int64_t i, float log_sum,
-                         float delta, float* scores, float* grads) {
+                         const float* delta, float* scores, float* grads) {
+  const int64_t seen = block.seen_by(i), whole = seen / Vec::width * Vec::width;
   const Vec scale(shape.scale), kept_scale(keep.scale());
-  for (int64_t j = 0; j < block.seen_by(i); j += Vec::width) {
+  Vec products(0.0f);
+  for (int64_t j = 0; j < seen; j += Vec::width) {
     const Vec weight = exp_nonpositive(load(scores + j) * scale - Vec(log_sum));
     const Vec grad = keep(load(grads + j) * kept_scale, i, j);
-    store(scores + j, keep(weight * kept_scale, i, j));
-    store(grads + j, weight * (grad - Vec(delta)) * scale);
+    store(scores + j, weight);
+    store(grads + j, grad);
+    if (j < whole) {
+      products = fma(weight, grad, products);
+    }
   }
   hide_unseen(block, i, scores);
   hide_unseen(block, i, grads);
+  if (whole < seen) {
+    products = fma(load(scores + whole), load(grads + whole), products);
+  }
+  const Vec center(delta ? *delta : reduce_add(products));
+  for (int64_t j = 0; j < seen; j += Vec::width) {
+    const Vec weight = load(scores + j);
+    store(scores + j, keep(weight * kept_scale, i, j));
+    store(grads + j, weight * (load(grads + j) - center) * scale);
+  }
 }
 
 template <class T>
@@ -355,8 +370,9 @@ static void backward_queries(const AttentionShape& shape, Rows<const T> query, R
   const Matrix grads = work.matrix(count, std::min(keys, attention_keys));
   copy_rows(query, count, shape.dim, queries);
   copy_rows(grad_out, count, shape.dim, grads_out);
+  const bool one_block = keys <= attention_keys;
   float delta[attention_queries];
-  for (int64_t i = 0; i < count; ++i) {
+  for (int64_t i = 0; i < count && !one_block; ++i) {
     delta[i] = dot(grads_out.row(i), out.row(i), shape.dim);
   }
   for_key_blocks(shape.causal, first, count, keys, [&](const Block& block) {
@@ -367,7 +383,8 @@ static void backward_queries(const AttentionShape& shape, Rows<const T> query, R
       if (i % Keep::queries == 0) {
         keep->draw(block, i);
       }
-      gradient_row(shape, block, *keep, i, log_sums[i * shape.heads], delta[i], weights.row(i), grads.row(i));
+      gradient_row(shape, block, *keep, i, log_sums[i * shape.heads], one_block ? nullptr : delta + i, weights.row(i),
+                   grads.row(i));
     }
     add_transposed_times_queries(block, weights, grads_out, side.grad_values.from(block.key), shape.dim);
     add_transposed_times_queries(block, grads, queries, side.grad_keys.from(block.key), shape.dim);
