@@ -154,6 +154,15 @@ class CheckpointConfig(ConfigGroup):
     maximize_best_checkpoint_metric: bool = opt(False, "the metric is better when larger")
     patience: int = opt(-1, "stop after N validations without improvement (-1: never)")
     checkpoint_suffix: str = opt("", "added to the names of checkpoint files")
+    write_checkpoints_asynchronously: bool = opt(
+        False, "accepted, without effect: it is the default", argparse_alias="--save-async"
+    )
+    write_checkpoints_synchronously: bool = opt(
+        False,
+        "let training wait for the file. Otherwise a checkpoint is copied in memory (12 bytes a parameter with adam) "
+        "and written while training goes on",
+        argparse_alias="--save-sync",
+    )
     unsafe_load: bool = opt(
         False, "load a checkpoint with pickle when the safe loader refuses it; runs code that the file contains"
     )

@@ -50,8 +50,6 @@ UNSUPPORTED: dict[str, str] = {
     "--debug-param-names": f"{GONE}: a non-finite gradient already names its parameter",
     "--checkpoint-shard-count": _FSDP,
     "--load-checkpoint-on-all-dp-ranks": _FSDP,
-    "--write-checkpoints-asynchronously": f"{LATER}: checkpoints are written before training goes on",
-    "--save-async": f"{LATER}: checkpoints are written before training goes on",
     "--store-ema": f"{LATER}: average checkpoints with pyseq-average",
     "--ema-decay": f"{LATER}: average checkpoints with pyseq-average",
     "--ema-start-update": f"{LATER}: average checkpoints with pyseq-average",

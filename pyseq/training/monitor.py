@@ -111,6 +111,11 @@ class Monitor:
         elif self._first_update is None:
             self._first_update = (time.perf_counter(), updates)
         self.validate_and_save(epoch)
+        self._report_saved()
+
+    def _report_saved(self) -> None:
+        for saved in self.saver.finished():
+            self.metrics_file.write("checkpoint", saved.epoch, saved.num_updates, saved.stats())
 
     def _record(self, tag: str, epoch: int, stats: dict[str, Any]) -> None:
         if self.write_metrics:
@@ -205,16 +210,19 @@ class Monitor:
             self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self.metrics_file.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        try:
+            self.saver.close(raising=kind is not None)
+            self._report_saved()
+        finally:
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
+            self.metrics_file.close()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
-
 
 
 def data_wait_percent(meters: metrics.MetersDict) -> float:

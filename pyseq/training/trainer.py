@@ -187,7 +187,7 @@ class Trainer:
     # State.
 
     def state_dict(self) -> dict[str, Any]:
-        """fairseq's checkpoint layout, on the CPU, less ``extra_state``; weights in fp32.
+        """fairseq's checkpoint layout, where its tensors are, less ``extra_state``; weights in fp32.
 
         Raises:
             TrainingError: the gradients of the last update were not finite.
@@ -213,7 +213,7 @@ class Trainer:
         }
         if not self.cfg.checkpoint.no_save_optimizer_state:
             state["last_optimizer_state"] = self.optimizer.state_dict()
-        return dict(utils.move_to_cpu_exact(state))
+        return state
 
     def load_model_state(self, state: dict[str, Any]) -> None:
         """Read the weights of a checkpoint (already on the CPU) into model and criterion."""
