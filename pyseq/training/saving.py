@@ -38,8 +38,8 @@ class Saved:
         return {"path": self.path, "stall": round(self.stall, 4), "seconds": round(self.seconds, 4)}
 
     def tell(self) -> None:
-        logger.info("Saved checkpoint %s (epoch %d @ %d updates, score %s) (writing took %s seconds, of which training "
-                    "waited %.3f)", self.path, self.epoch, self.num_updates, self.score, self.seconds, self.stall)  # fmt: skip
+        text = "Saved checkpoint %s (epoch %d @ %d updates, score %s) (writing took %s seconds; training waited %.3f)"
+        logger.info(text, self.path, self.epoch, self.num_updates, self.score, self.seconds, self.stall)
 
 
 class Saver:
