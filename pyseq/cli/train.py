@@ -26,6 +26,7 @@ from pyseq.training.checkpoint import restore
 from pyseq.training.dry_run import dry_run
 from pyseq.training.epochs import Epochs
 from pyseq.training.loop import train
+from pyseq.training.memory import peak_text
 from pyseq.training.monitor import Monitor
 from pyseq.training.saving import Saver
 from pyseq.training.trainer import Trainer
@@ -138,6 +139,7 @@ def run_training(trainer: Trainer) -> int | None:
     with Monitor(trainer, epochs, saver) as monitor:
         if not monitor.limit_reached(end_of_epoch=False):  # a run that is over is not taken further
             train(trainer, epochs, monitor)
+    logger.info("peak memory: %s", peak_text(trainer.device))
     logger.info("done training in %.1f seconds", trainer.training_time())
     return monitor.signal
 

@@ -14,6 +14,7 @@ from pyseq import metrics
 from pyseq.config.config import Config
 from pyseq.training import distributed
 from pyseq.training.epochs import Epoch, Epochs
+from pyseq.training.memory import peak_bytes
 from pyseq.training.progress import MetricsFile, Progress, progress_bar
 from pyseq.training.saving import Saver
 from pyseq.training.trainer import Trainer
@@ -118,7 +119,10 @@ class Monitor:
             self.metrics_file.write("checkpoint", saved.epoch, saved.num_updates, saved.stats())
 
     def _record(self, tag: str, epoch: int, stats: dict[str, Any]) -> None:
+        """Into metrics.jsonl. ``peak_gb``: GiB, see :func:`~pyseq.training.memory.peak_bytes`."""
         if self.write_metrics:
+            if tag.startswith("train"):
+                stats = {**stats, "peak_gb": round(peak_bytes(self.trainer.device) / 2**30, 3)}
             self.metrics_file.write(tag, epoch, self.trainer.num_updates, stats)
 
     # Validation, saving, stopping.

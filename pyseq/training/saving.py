@@ -16,6 +16,7 @@ from pyseq.training import distributed
 from pyseq.training.checkpoint_file import copy_checkpoint_file, save_checkpoint_file
 from pyseq.training.checkpoint_writer import CheckpointWriter, snapshot
 from pyseq.training.epochs import Epochs
+from pyseq.training.memory import is_out_of_memory
 from pyseq.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -114,13 +115,13 @@ class Saver:
         state["extra_state"].update(train_iterator=epochs.state_dict(), val_loss=value, **self.state_dict())
         paths = [os.path.join(self.cfg.save_dir, name) for name in names]
         saved = Saved(paths[0], epoch, updates, value, start)
-        if self.cfg.write_checkpoints_synchronously:
+        copy = None if self.cfg.write_checkpoints_synchronously else copy_if_there_is_memory(state)
+        if copy is None:
             self._write(snapshot(state, copied=False), paths, end_of_epoch, saved)
             saved.stall = saved.seconds
         else:
-            state = snapshot(state)
             saved.stall = time.perf_counter() - start
-            self._writer.start(lambda: self._write(state, paths, end_of_epoch, saved))
+            self._writer.start(lambda: self._write(copy, paths, end_of_epoch, saved))
 
     def _write(self, state: dict[str, Any], paths: list[str], end_of_epoch: bool, saved: Saved) -> None:
         save_checkpoint_file(state, paths[0])
@@ -195,6 +196,17 @@ class Saver:
         for number, path in found[count:]:
             if always is None or not always(number):
                 os.remove(path)
+
+
+def copy_if_there_is_memory(state: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        copied: dict[str, Any] = snapshot(state)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        logger.warning("no memory for a copy of the checkpoint: training waits until it is written")
+        return None
+    return copied
 
 
 def numbered(folder: str, pattern: str) -> list[tuple[float, str]]:

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from pyseq import metrics, utils
 from pyseq.config.config import Config
+from pyseq.config.groups import OptimizationConfig
 from pyseq.errors import TrainingError
 from pyseq.optim import build_optimizer
 from pyseq.optim.lr_scheduler import build_lr_scheduler
 from pyseq.training import distributed
+from pyseq.training.memory import is_out_of_memory, out_of_memory_message
 from pyseq.training.precision import BFloat16, Precision
 
 logger = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ class Update:
 
     def __init__(self, samples: list[Sample]) -> None:
         self.samples = samples
+        self.current: Sample | None = None  # the micro-batch that is being worked on
         self.sample_size: Any = 0
         self.logging_outputs: list[dict[str, Any]] = []
         self.tokens, self.cells = count_tokens(samples)
@@ -83,8 +86,9 @@ class Trainer:
         update = Update([sample for sample in samples if sample])
         try:
             yield update
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(out_of_memory(update.samples, str(error))) from None
+        except (RuntimeError, MemoryError) as error:
+            self._explain_out_of_memory(error, update.current, f"update {self.num_updates + 1}", self.cfg.optimization)
+            raise
         self.precision.after_step()
         self.set_num_updates(self.num_updates + 1)
         metrics.log_stop_time("train_wall")
@@ -92,8 +96,18 @@ class Trainer:
     def batches(self, update: Update) -> Iterator[Sample]:
         """The update's micro-batches on the device; their gradients are collected as each is done with."""
         for sample in update.samples:
+            update.current = sample
             yield self.prepare_sample(sample)
             self.precision.collect_gradients()
+        update.current = None
+
+    def _explain_out_of_memory(
+        self, error: BaseException, sample: Sample | None, doing: str, optimization: OptimizationConfig | None
+    ) -> None:
+        """Raise TrainingError if ``error`` says that memory ran out."""
+        if is_out_of_memory(error):
+            message = out_of_memory_message(error, sample, doing, self.cfg.dataset, optimization)
+            raise TrainingError(message) from None
 
     def average_and_clip_gradients(self, update: Update) -> None:
         """Sum gradients over ranks, divide by the sample size of the whole update, clip by norm, log.
@@ -161,7 +175,11 @@ class Trainer:
         outputs: list[dict[str, Any]] = []
         sample_size: Any = 0
         if sample:
-            _, sample_size, output = self.task.valid_step(self.prepare_sample(sample), self.model, self.criterion)
+            try:
+                _, sample_size, output = self.task.valid_step(self.prepare_sample(sample), self.model, self.criterion)
+            except (RuntimeError, MemoryError) as error:
+                self._explain_out_of_memory(error, sample, "validation", None)
+                raise
             outputs = [output]
         can_be_summed = self.task.logging_outputs_can_be_summed(self.criterion)
         outputs, _ = distributed.sum_logging_outputs(outputs, sample_size, can_be_summed, self.device)
@@ -248,13 +266,3 @@ def count_tokens(samples: list[Sample]) -> tuple[int, int]:
 def padding_percent(meters: metrics.MetersDict) -> float:
     tokens, cells = meters["_tokens"].sum, meters["_cells"].sum  # type: ignore[attr-defined]
     return round(100 * (1 - tokens / cells), 1) if cells else 0.0
-
-
-def out_of_memory(samples: list[Sample], error: str) -> str:
-    shapes = [tuple(s["net_input"]["src_tokens"].shape) for s in samples if "src_tokens" in s.get("net_input", {})]
-    ids = [s["id"][:3].tolist() for s in samples if "id" in s]
-    first = next(iter(error.splitlines()), "")
-    return (
-        f"out of memory in an update with source batches of shape {shapes} (samples {ids}, ...): {first}. "
-        "Lower --max-tokens (and raise --update-freq to keep the update as large), or use --bf16."
-    )
