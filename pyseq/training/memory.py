@@ -87,8 +87,8 @@ def advice(sample: Any, dataset: DatasetConfig, optimization: OptimizationConfig
         return f"Try {' '.join(flags)}."
     frequency = ",".join(str(2 * n) for n in optimization.update_freq)
     return (
-        f"Try {' '.join(flags)} --update-freq {frequency}, which makes the same updates of smaller batches; --bf16 also "
-        "takes less. The last checkpoint is intact, and training goes on from there."
+        f"Try {' '.join(flags)} --update-freq {frequency}, which makes the same updates of smaller batches; --bf16 "
+        "also takes less. The last checkpoint is intact, and training goes on from there."
     )
 
 

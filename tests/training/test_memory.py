@@ -106,12 +106,12 @@ train.cli_main()
 @pytest.mark.slow
 def test_a_limited_process_says_what_would_fit(train_argv, tmp_path):
     argv = [*train_argv, "--save-dir", str(tmp_path), "--encoder-ffn-embed-dim", "32768", "--disable-validation"]
-    train.main([*argv, "--max-update", "1"])
+    train.main([*argv, "--max-epoch", "1"])
     before = (tmp_path / "checkpoint_last.pt").read_bytes()
     result = subprocess.run(
         [sys.executable, "-c", LIMITED, *argv, "--max-tokens", "20000"], capture_output=True, text=True
     )
     assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
-    assert "out of memory in update 2, batch of 400 sentences" in result.stderr
+    assert "out of memory in update 12, batch of 400 sentences" in result.stderr
     assert "--max-tokens 10000 --update-freq 2" in result.stderr
     assert (tmp_path / "checkpoint_last.pt").read_bytes() == before
