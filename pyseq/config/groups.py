@@ -54,6 +54,12 @@ class CommonConfig(ConfigGroup):
     cpu: bool = opt(False, "train on the CPU even if a GPU is there")
     bf16: bool = opt(False, "bfloat16 parameters and arithmetic with fp32 master weights; CPU and GPU")
     user_dir: str | None = opt(None, "a Python package (or file) with your plug-ins, imported before anything is built")
+    profile: bool = opt(
+        False, "write a trace of a few updates to --save-dir, and print where the time went, by part and by operator"
+    )
+    profile_updates: str = opt(
+        "10-14", "updates to trace with --profile, counted from the start of this process; as many before are timed"
+    )
     empty_cache_freq: int = opt(0, "empty the CUDA caching allocator every N updates (0: never)")
 
 

@@ -35,7 +35,6 @@ UNSUPPORTED: dict[str, str] = {
     "--all-gather-list-size": f"{GONE}: statistics of any size are gathered",
     "--model-parallel-size": f"{GONE}: Megatron model parallelism is left to other tools",
     "--quantization-config-path": f"{GONE}: train in --bf16; quantise the trained model with an inference engine",
-    "--profile": f"{LATER}: run under `python -m torch.utils.bottleneck` or py-spy",
     "--reset-logging": f"{GONE}: pyseq sets up its own loggers only",
     "--suppress-crashes": f"{GONE}: a failed run exits with a non-zero code and one message",
     "--use-plasma-view": f"{GONE}: memory-mapped data is already shared between processes",

@@ -15,6 +15,7 @@ from pyseq.config.config import Config
 from pyseq.training import distributed
 from pyseq.training.epochs import Epoch, Epochs
 from pyseq.training.memory import peak_bytes
+from pyseq.training.profile import Profile
 from pyseq.training.progress import MetricsFile, Progress, progress_bar
 from pyseq.training.saving import Saver
 from pyseq.training.trainer import Trainer
@@ -41,6 +42,9 @@ class Monitor:
         self.metrics_file = MetricsFile(os.path.join(self.cfg.checkpoint.save_dir, "metrics.jsonl"))
         self.write_metrics = distributed.is_master() and not self.cfg.checkpoint.no_save
         self._first_update: tuple[float, int] | None = None
+        self.profile: Profile | None = None
+        if self.cfg.common.profile and distributed.is_master():
+            self.profile = Profile(trainer, self.cfg.checkpoint.save_dir, self.cfg.common.profile_updates)
 
     # Iteration and logging.
 
@@ -103,6 +107,8 @@ class Monitor:
 
     def after_update(self, epoch: Epoch) -> None:
         """Log, validate, save, and decide whether to go on."""
+        if self.profile is not None:
+            self.profile.end_update(epoch)
         updates = self.trainer.num_updates
         if self.cfg.common.log_interval > 0 and updates % self.cfg.common.log_interval == 0:
             stats = self.training_stats(metrics.get_smoothed_values("train_inner"))
@@ -113,6 +119,8 @@ class Monitor:
             self._first_update = (time.perf_counter(), updates)
         self.validate_and_save(epoch)
         self._report_saved()
+        if self.profile is not None:
+            self.profile.begin_update(epoch)
 
     def _report_saved(self) -> None:
         for saved in self.saver.finished():
@@ -218,6 +226,8 @@ class Monitor:
         try:
             self.saver.close(raising=kind is not None)
             self._report_saved()
+            if self.profile is not None:
+                self.profile.close()
         finally:
             for number, handler in self._previous.items():
                 signal.signal(number, handler)
