@@ -22,6 +22,7 @@ from pyseq.errors import ConfigError
 from pyseq.tasks import setup_task
 from pyseq.training import distributed
 from pyseq.training.allocator import keep_freed_memory
+from pyseq.training.auto_budget import settle_budget
 from pyseq.training.checkpoint import restore
 from pyseq.training.dry_run import dry_run
 from pyseq.training.epochs import Epochs
@@ -47,10 +48,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg, args = options
     check(cfg)
     keep_freed_memory()
-    metrics.reset()
-    utils.set_all_seeds(cfg.common.seed)
     try:
+        settle_budget(cfg, build)
         trainer = build(cfg)
+        if distributed.is_master():
+            tell(cfg, trainer)
         if args.dry_run:
             dry_run(trainer, Epochs(cfg, trainer.task, trainer.model))
             return
@@ -93,7 +95,9 @@ def verify_folder(folder: str) -> None:
 
 
 def build(cfg: Config) -> Trainer:
-    """Task, model, criterion and trainer, and a word on what was decided and why."""
+    """Task, model, criterion and trainer, from the seed."""
+    metrics.reset()
+    utils.set_all_seeds(cfg.common.seed)
     task = setup_task(cfg.task)
     model = task.build_model(cfg.model)
     criterion = task.build_criterion(cfg.criterion)
@@ -102,10 +106,7 @@ def build(cfg: Config) -> Trainer:
             check_unlisted_valid_subsets(getattr(cfg.task, "data", None) or "", cfg.dataset.valid_subset)
         for subset in cfg.dataset.valid_subset.split(","):
             task.load_dataset(subset, combine=bool(cfg.dataset.combine_valid_subsets), epoch=1)
-    trainer = Trainer(cfg, task, model, criterion)
-    if distributed.is_master():
-        tell(cfg, trainer)
-    return trainer
+    return Trainer(cfg, task, model, criterion)
 
 
 def tell(cfg: Config, trainer: Trainer) -> None:

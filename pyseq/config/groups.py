@@ -41,6 +41,13 @@ def opt(default: Any, help: str, **metadata: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
+AUTO = "auto"
+
+
+def tokens_or_auto(text: str) -> int | str:
+    return text if text == AUTO else int(text)
+
+
 @dataclass
 class CommonConfig(ConfigGroup):
     """Logging, precision, device, plug-ins."""
@@ -79,7 +86,12 @@ class DatasetConfig(ConfigGroup):
 
     num_workers: int = opt(1, "processes that load and collate data (0: in the training process)")
     skip_invalid_size_inputs_valid_test: bool = opt(False, "skip over-long samples in validation and test subsets")
-    max_tokens: int | None = opt(None, "most tokens in a batch, padding included")
+    max_tokens: int | None = opt(  # AUTO, too, until the trainer has settled on a number
+        None,
+        "most tokens in a batch, padding included; auto: try growing numbers, and train with the best that fits",
+        parse=tokens_or_auto,
+        metavar="N|auto",
+    )
     batch_size: int | None = opt(None, "most sentences in a batch", argparse_alias="--max-sentences")
     required_batch_size_multiple: int = opt(8, "batch sizes are below this or a multiple of it")
     required_seq_len_multiple: int = opt(1, "pad sequence lengths to a multiple of this")

@@ -10,9 +10,14 @@ from typing import Any
 import torch
 
 from pyseq.config.groups import DatasetConfig, OptimizationConfig
+from pyseq.errors import TrainingError
 
 # How torch and oneDNN say so on a CPU; on a GPU there is an exception of its own.
 CPU_SIGNS = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "std::bad_alloc")
+
+
+class OutOfMemoryError(TrainingError):
+    """There was no memory for a batch."""
 
 
 def peak_bytes(device: torch.device) -> int:

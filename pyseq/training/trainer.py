@@ -18,7 +18,7 @@ from pyseq.errors import TrainingError
 from pyseq.optim import build_optimizer
 from pyseq.optim.lr_scheduler import build_lr_scheduler
 from pyseq.training import distributed
-from pyseq.training.memory import is_out_of_memory, out_of_memory_message
+from pyseq.training.memory import OutOfMemoryError, is_out_of_memory, out_of_memory_message
 from pyseq.training.precision import BFloat16, Precision
 
 logger = logging.getLogger(__name__)
@@ -104,10 +104,10 @@ class Trainer:
     def _explain_out_of_memory(
         self, error: BaseException, sample: Sample | None, doing: str, optimization: OptimizationConfig | None
     ) -> None:
-        """Raise TrainingError if ``error`` says that memory ran out."""
+        """Raise OutOfMemoryError if ``error`` says that memory ran out."""
         if is_out_of_memory(error):
             message = out_of_memory_message(error, sample, doing, self.cfg.dataset, optimization)
-            raise TrainingError(message) from None
+            raise OutOfMemoryError(message) from None
 
     def average_and_clip_gradients(self, update: Update) -> None:
         """Sum gradients over ranks, divide by the sample size of the whole update, clip by norm, log.
