@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,7 +46,12 @@ AUTO = "auto"
 
 
 def tokens_or_auto(text: str) -> int | str:
-    return text if text == AUTO else int(text)
+    if text == AUTO:
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid int value: '{text}' (or '{AUTO}')") from None
 
 
 @dataclass

@@ -57,7 +57,7 @@ class Trainer:
         self.model, self.criterion = model.to(self.device), criterion.to(self.device)
         self.module = nn.ModuleList([self.model, self.criterion])
         distributed.broadcast_parameters(self.module.parameters())
-        self.precision = BFloat16(self.module) if cfg.common.bf16 else Precision(self.module)
+        self.precision = BFloat16(self.module) if cfg.common.bf16 else Precision(self.module, self.use_cuda)
         self.optimizer = build_optimizer(cfg.optimizer, self.precision.optimizer_parameters())
         self.lr_scheduler = build_lr_scheduler(cfg.lr_scheduler, self.optimizer)
         self.num_updates = 0
@@ -82,6 +82,7 @@ class Trainer:
         self.model.train()
         self.criterion.train()
         self.optimizer.zero_grad()
+        self.precision.drop_gradients()
         metrics.log_start_time("train_wall", priority=800, round=0)
         update = Update([sample for sample in samples if sample])
         try:
@@ -121,6 +122,7 @@ class Trainer:
             update.logging_outputs, update.sample_size, can_be_summed, self.device
         )
         self.optimizer.multiply_grads(1.0 / (sample_size or 1.0))
+        self.optimizer.joined_grads = self.precision.joined_gradients()
         grad_norm = self.optimizer.clip_grad_norm(self.cfg.optimization.clip_norm)
         self._unchecked = self.num_updates + 1, grad_norm
         if not self.optimizer.supports_step_with_factor:
