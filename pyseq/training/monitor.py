@@ -115,6 +115,8 @@ class Monitor:
             self.progress.log(stats, tag="train_inner", step=updates)
             self._record("train_inner", epoch.number, stats)
             metrics.reset_meters("train_inner")
+            if self.trainer.reading_waits:
+                self.trainer.check_gradients()  # the log has just waited for the device
         elif self._first_update is None:
             self._first_update = (time.perf_counter(), updates)
         self.validate_and_save(epoch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from pyseq.training.precision import BFloat16, Precision
 logger = logging.getLogger(__name__)
 
 Sample = dict[str, Any]
+UNCHECKED = 100  # updates whose gradient norms may wait to be looked at
 
 
 class Update:
@@ -61,7 +63,8 @@ class Trainer:
         self.optimizer = build_optimizer(cfg.optimizer, self.precision.optimizer_parameters())
         self.lr_scheduler = build_lr_scheduler(cfg.lr_scheduler, self.optimizer)
         self.num_updates = 0
-        self._unchecked: tuple[int, Tensor] | None = None  # an update and its gradient norm, not yet looked at
+        self.reading_waits = self.use_cuda
+        self._unchecked: list[tuple[int, Tensor]] = []  # updates and their gradient norms, not yet looked at
         self.start_time = time.perf_counter()
         self.previous_training_time = 0.0
         self.lr_scheduler.step_update(0)
@@ -75,9 +78,10 @@ class Trainer:
         Every update draws its random numbers from ``seed + num_updates``, so a resumed run draws the same.
 
         Raises:
-            TrainingError: out of memory; or the gradients of the update before were not finite.
+            TrainingError: out of memory; or gradients of an update before were not finite.
         """
-        self.check_gradients()
+        if not self.reading_waits or len(self._unchecked) >= UNCHECKED:
+            self.check_gradients()
         utils.set_torch_seed(self.cfg.common.seed + self.num_updates)
         self.model.train()
         self.criterion.train()
@@ -114,39 +118,42 @@ class Trainer:
         """Sum gradients over ranks, divide by the sample size of the whole update, clip by norm, log.
 
         An optimizer that applies the factors itself also leaves the parameters alone where the norm is not finite.
-        Then nobody has to wait for the norm here; :meth:`check_gradients` looks at it before the gradients are dropped.
+        Then nobody has to wait for the norm here; :meth:`check_gradients` looks at it later.
         """
         distributed.all_reduce_gradients(self.optimizer.params)
         can_be_summed = self.task.logging_outputs_can_be_summed(self.criterion)
         outputs, sample_size = distributed.sum_logging_outputs(
             update.logging_outputs, update.sample_size, can_be_summed, self.device
         )
-        self.optimizer.multiply_grads(1.0 / (sample_size or 1.0))
+        self.optimizer.multiply_grads(reciprocal(sample_size))
         self.optimizer.joined_grads = self.precision.joined_gradients()
         grad_norm = self.optimizer.clip_grad_norm(self.cfg.optimization.clip_norm)
-        self._unchecked = self.num_updates + 1, grad_norm
+        self._unchecked.append((self.num_updates + 1, grad_norm))
         if not self.optimizer.supports_step_with_factor:
             self.check_gradients()
         self.task.reduce_metrics(outputs, self.criterion)
         self._log_update(update, grad_norm)
 
     def check_gradients(self) -> None:
-        """Raise TrainingError, with the names of the parameters, if the last gradients were not finite."""
-        if self._unchecked is None:
-            return
-        update, grad_norm = self._unchecked
-        self._unchecked = None
-        if not torch.isfinite(grad_norm):
-            names = [
-                name
-                for (name, _), p in zip(self._trained_parameters(), self.optimizer.params, strict=True)
-                if p.grad is not None and not torch.isfinite(p.grad).all()
-            ]
-            raise TrainingError(
-                f"the gradient norm is {grad_norm.item()} at update {update}: non-finite gradients in "
-                f"{len(names)} parameters ({', '.join(names[:5]) or 'none: the norm overflowed'}). Lower --lr, "
-                "lengthen the warm-up, or set --clip-norm; the last checkpoint is intact."
-            )
+        """Raise TrainingError if gradients were not finite in an update since the last call; waits for the device.
+
+        It names the parameters whose gradients are not finite now, which on a CPU are those of the update in question.
+        Called before the next update on a CPU; on a GPU at the log interval; before a checkpoint; and in the end.
+        """
+        unchecked, self._unchecked = self._unchecked, []
+        norms = torch.stack([norm for _, norm in unchecked]).tolist() if unchecked else []
+        for (update, _), norm in zip(unchecked, norms):
+            if not math.isfinite(norm):
+                names = [
+                    name
+                    for (name, _), p in zip(self._trained_parameters(), self.optimizer.params, strict=True)
+                    if p.grad is not None and not torch.isfinite(p.grad).all()
+                ]
+                raise TrainingError(
+                    f"the gradient norm is {norm} at update {update}: non-finite gradients in {len(names)} parameters "
+                    f"({', '.join(names[:5]) or 'none: the norm overflowed'}). Lower --lr, lengthen the warm-up, or "
+                    "set --clip-norm; the last checkpoint is intact."
+                )
 
     def _trained_parameters(self) -> list[tuple[str, nn.Parameter]]:
         return [(n.split(".", 1)[1], p) for n, p in self.module.named_parameters() if p.requires_grad]
@@ -242,6 +249,13 @@ class Trainer:
         if state.get("criterion"):
             self.criterion.load_state_dict(state["criterion"], strict=True)
             self.precision.load_full(self.criterion, state["criterion"])
+
+
+def reciprocal(sample_size: Any) -> Any:
+    """1 / ``sample_size``, or 1 where it is 0. A tensor stays on its device."""
+    if torch.is_tensor(sample_size):
+        return torch.where(sample_size == 0, 1.0, sample_size).reciprocal()
+    return 1.0 / (sample_size or 1.0)
 
 
 def optimizer_name(optimizer: Any) -> str:
