@@ -1,6 +1,6 @@
 """Between two log intervals the host reads nothing from the device.
 
-There is a GPU in few places, so reads are counted on the CPU, where a read is the same operator.
+There is a GPU in few places, so reads are counted on the CPU, where they are the same calls.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import traceback
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyseq.cli import train
@@ -30,16 +31,41 @@ ON_THE_CPU_ONLY = {
 }
 
 
-class Reads(TorchDispatchMode):
-    def __init__(self) -> None:
+class Scalars(TorchDispatchMode):
+    """Counts reads of one number: item(), float(), bool(), comparisons in an ``if``."""
+
+    def __init__(self, found: collections.Counter[str]) -> None:
         super().__init__()
-        self.by_place: collections.Counter[str] = collections.Counter()
+        self.found = found
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.overloadpacket._qualified_op_name in READS:
-            frame = [f for f in traceback.extract_stack() if "/pyseq/" in f.filename][-1]
-            self.by_place[f"{frame.filename.rpartition('/pyseq/')[2]}:{frame.name}"] += 1
+            self.found[place()] += 1
         return func(*args, **(kwargs or {}))
+
+
+class Lists(TorchFunctionMode):
+    """Counts reads of whole tensors, which are no operators."""
+
+    def __init__(self, found: collections.Counter[str]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "") in ("tolist", "numpy", "cpu"):
+            self.found[place()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def place() -> str:
+    frame = [f for f in traceback.extract_stack() if "/pyseq/" in f.filename][-1]
+    return f"{frame.filename.rpartition('/pyseq/')[2]}:{frame.name}"
+
+
+@contextlib.contextmanager
+def counted(found: collections.Counter[str], when: bool = True):
+    with Scalars(found) if when else contextlib.nullcontext(), Lists(found) if when else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture
@@ -56,24 +82,24 @@ def as_on_a_gpu(monkeypatch):
 
 def reads(train_argv, folder, log_interval, monkeypatch) -> collections.Counter[str]:
     """Places that read, and how often, in updates 3 to 6 of a run that logs every ``log_interval`` updates."""
-    counted = Reads()
+    found: collections.Counter[str] = collections.Counter()
     trainer, monitor = trainer_module.Trainer, train.Monitor
     update, after_update = trainer.update, monitor.after_update
 
     @contextlib.contextmanager
     def counted_update(self, samples):
-        with counted if 3 <= self.num_updates + 1 <= 6 else contextlib.nullcontext(), update(self, samples) as result:
+        with counted(found, when=3 <= self.num_updates + 1 <= 6), update(self, samples) as result:
             yield result
 
     def counted_after(self, epoch):
-        with counted if 3 <= self.trainer.num_updates <= 6 else contextlib.nullcontext():
+        with counted(found, when=3 <= self.trainer.num_updates <= 6):
             after_update(self, epoch)
 
     monkeypatch.setattr(trainer, "update", counted_update)
     monkeypatch.setattr(monitor, "after_update", counted_after)
     train.main([*train_argv, "--save-dir", str(folder), "--max-update", "8", "--disable-validation", "--no-save",
                 "--log-interval", str(log_interval), "--clip-norm", "0.1"])  # fmt: skip
-    return counted.by_place
+    return found
 
 
 def test_updates_between_log_intervals_read_nothing(train_argv, tmp_path, monkeypatch, as_on_a_gpu):
@@ -100,7 +126,8 @@ def test_gradients_that_are_not_finite_are_found_at_the_log_interval(train_argv,
 
 
 def test_a_sample_size_on_the_device_is_not_read():
-    with Reads() as counted:
+    found: collections.Counter[str] = collections.Counter()
+    with counted(found):
         halves = reciprocal(torch.tensor([0.0, 2.0, 4.0], dtype=torch.float64))
-    assert halves.tolist() == [1.0, 0.5, 0.25] and not counted.by_place
+    assert halves.tolist() == [1.0, 0.5, 0.25] and not found
     assert reciprocal(0) == 1.0 and reciprocal(4) == 0.25
