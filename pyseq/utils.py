@@ -57,11 +57,6 @@ def move_to_cpu(sample: Any) -> Any:
     return apply_to_sample(to_cpu, sample)
 
 
-def move_to_cpu_exact(sample: Any) -> Any:
-    """``sample`` on the CPU, dtypes unchanged."""
-    return apply_to_sample(lambda t: t.detach().cpu(), sample)
-
-
 def set_torch_seed(seed: int) -> None:
     """Seed torch on the CPU and on every GPU."""
     torch.manual_seed(seed)

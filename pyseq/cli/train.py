@@ -23,10 +23,12 @@ from pyseq.models.model import BaseModel
 from pyseq.tasks import setup_task
 from pyseq.training import distributed
 from pyseq.training.allocator import keep_freed_memory
+from pyseq.training.auto_budget import settle_budget
 from pyseq.training.checkpoint import restore
 from pyseq.training.dry_run import dry_run
 from pyseq.training.epochs import Epochs
 from pyseq.training.loop import train
+from pyseq.training.memory import peak_text
 from pyseq.training.monitor import Monitor
 from pyseq.training.saving import Saver
 from pyseq.training.trainer import Trainer
@@ -47,10 +49,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg, args = options
     check(cfg)
     keep_freed_memory()
-    metrics.reset()
-    utils.set_all_seeds(cfg.common.seed)
     try:
+        settle_budget(cfg, build)
         trainer = build(cfg)
+        if distributed.is_master():
+            tell(cfg, trainer)
         if args.dry_run:
             dry_run(trainer, Epochs(cfg, trainer.task, trainer.model))
             return
@@ -93,7 +96,9 @@ def verify_folder(folder: str) -> None:
 
 
 def build(cfg: Config) -> Trainer:
-    """Task, model, criterion and trainer, and a word on what was decided and why."""
+    """Task, model, criterion and trainer, from the seed."""
+    metrics.reset()
+    utils.set_all_seeds(cfg.common.seed)
     task = setup_task(cfg.task)
     model = task.build_model(cfg.model)
     if cfg.dataset.packed:
@@ -104,10 +109,7 @@ def build(cfg: Config) -> Trainer:
             check_unlisted_valid_subsets(getattr(cfg.task, "data", None) or "", cfg.dataset.valid_subset)
         for subset in cfg.dataset.valid_subset.split(","):
             task.load_dataset(subset, combine=bool(cfg.dataset.combine_valid_subsets), epoch=1)
-    trainer = Trainer(cfg, task, model, criterion)
-    if distributed.is_master():
-        tell(cfg, trainer)
-    return trainer
+    return Trainer(cfg, task, model, criterion)
 
 
 def pack(model: BaseModel) -> None:
@@ -152,6 +154,7 @@ def run_training(trainer: Trainer) -> int | None:
     with Monitor(trainer, epochs, saver) as monitor:
         if not monitor.limit_reached(end_of_epoch=False):  # a run that is over is not taken further
             train(trainer, epochs, monitor)
+    logger.info("peak memory: %s", peak_text(trainer.device))
     logger.info("done training in %.1f seconds", trainer.training_time())
     return monitor.signal
 

@@ -70,13 +70,13 @@ def argument_of(field: dataclasses.Field[Any], hint: Any, default: Any) -> tuple
         del options["required"]
         options["action"] = "store_false" if default is True else "store_true"
         return names, options
-    options["type"], choices = converter(plain)
+    options["type"], choices = (field.metadata["parse"], None) if "parse" in field.metadata else converter(plain)
     choices = field.metadata.get("choices") or choices
     if choices:
         options["choices"] = list(choices)
     if "argparse_const" in field.metadata:
         options["nargs"], options["const"] = "?", field.metadata["argparse_const"]
-    options["metavar"] = None if choices else metavar_of(plain)
+    options["metavar"] = None if choices else field.metadata.get("metavar") or metavar_of(plain)
     return names, options
 
 

@@ -1,7 +1,8 @@
 """A config group: a dataclass whose fields are flags.
 
 Field ``a_b`` is the flag ``--a-b``. Metadata understood: ``help``, ``argparse_alias`` (a second flag),
-``argparse_const`` (the value when the flag stands alone), ``choices``. A field whose default is :func:`II`
+``argparse_const`` (the value when the flag stands alone), ``choices``, ``parse`` (reads the flag's text) and
+``metavar`` (what --help calls the value). A field whose default is :func:`II`
 belongs to another group and takes its value from there.
 """
 

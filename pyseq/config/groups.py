@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,6 +42,18 @@ def opt(default: Any, help: str, **metadata: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
+AUTO = "auto"
+
+
+def tokens_or_auto(text: str) -> int | str:
+    if text == AUTO:
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid int value: '{text}' (or '{AUTO}')") from None
+
+
 @dataclass
 class CommonConfig(ConfigGroup):
     """Logging, precision, device, plug-ins."""
@@ -54,6 +67,12 @@ class CommonConfig(ConfigGroup):
     cpu: bool = opt(False, "train on the CPU even if a GPU is there")
     bf16: bool = opt(False, "bfloat16 parameters and arithmetic with fp32 master weights; CPU and GPU")
     user_dir: str | None = opt(None, "a Python package (or file) with your plug-ins, imported before anything is built")
+    profile: bool = opt(
+        False, "write a trace of a few updates to --save-dir, and print where the time went, by part and by operator"
+    )
+    profile_updates: str = opt(
+        "10-14", "updates to trace with --profile, counted from the start of this process; as many before are timed"
+    )
     empty_cache_freq: int = opt(0, "empty the CUDA caching allocator every N updates (0: never)")
 
 
@@ -73,7 +92,13 @@ class DatasetConfig(ConfigGroup):
 
     num_workers: int = opt(1, "processes that load and collate data (0: in the training process)")
     skip_invalid_size_inputs_valid_test: bool = opt(False, "skip over-long samples in validation and test subsets")
-    max_tokens: int | None = opt(None, "most tokens in a batch, padding included unless --packed")
+    max_tokens: int | None = opt(  # AUTO, too, until the trainer has settled on a number
+        None,
+        "most tokens in a batch, padding included unless --packed; auto: try growing numbers, and train with the best "
+        "that fits",
+        parse=tokens_or_auto,
+        metavar="N|auto",
+    )
     packed: bool = opt(
         False, "train without padding: --max-tokens counts the real tokens of a training or validation batch"
     )
@@ -157,6 +182,15 @@ class CheckpointConfig(ConfigGroup):
     maximize_best_checkpoint_metric: bool = opt(False, "the metric is better when larger")
     patience: int = opt(-1, "stop after N validations without improvement (-1: never)")
     checkpoint_suffix: str = opt("", "added to the names of checkpoint files")
+    write_checkpoints_asynchronously: bool = opt(
+        False, "accepted, without effect: it is the default", argparse_alias="--save-async"
+    )
+    write_checkpoints_synchronously: bool = opt(
+        False,
+        "let training wait for the file. Otherwise a checkpoint is copied in memory (12 bytes a parameter with adam) "
+        "and written while training goes on",
+        argparse_alias="--save-sync",
+    )
     unsafe_load: bool = opt(
         False, "load a checkpoint with pickle when the safe loader refuses it; runs code that the file contains"
     )

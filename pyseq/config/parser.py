@@ -211,6 +211,8 @@ def _add_own(group: Any, entry: Entry, suppress_defaults: bool = False) -> None:
 
 def _fill_in(parser: Parser, args: argparse.Namespace) -> None:
     """What follows from other options: validation budgets, the architecture's own values."""
+    if getattr(args, "max_tokens", None) == groups.AUTO and not hasattr(args, "update_freq"):
+        raise ConfigError("--max-tokens auto is for training: give a number")
     if getattr(args, "batch_size_valid", 0) is None:
         args.batch_size_valid = args.batch_size
     if getattr(args, "max_tokens_valid", 0) is None:

@@ -95,19 +95,19 @@ def zeros(params: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
 def in_one_piece(like: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """Zeros with the shapes of ``like``, and its strides where it is dense, in one piece of memory for each device.
 
-    They follow each other without a gap where ``like`` do, so that kernels can take them as one stretch; others begin
-    at a cache line.
+    They follow each other without a gap where ``like`` do, in whatever order they are listed, so that kernels can take
+    them as one stretch; others begin at a cache line.
     """
     ends: dict[torch.device, int] = {}
-    starts: list[int] = []
+    starts = [0] * len(like)
     behind: int | None = None  # the address at which the tensor before ends
     align = LINE // dtype.itemsize
-    for tensor in like:
+    for i in sorted(range(len(like)), key=lambda i: like[i].data_ptr()):
+        tensor = like[i]
         end = ends.get(tensor.device, 0)
-        start = end if tensor.data_ptr() == behind else -(-end // align) * align
+        starts[i] = end if tensor.data_ptr() == behind else -(-end // align) * align
         behind = tensor.data_ptr() + tensor.numel() * tensor.element_size()
-        starts.append(start)
-        ends[tensor.device] = start + tensor.numel()
+        ends[tensor.device] = starts[i] + tensor.numel()
     memory = {device: torch.zeros(end, dtype=dtype, device=device) for device, end in ends.items()}
     return [
         memory[tensor.device].as_strided(tensor.shape, _strides(tensor), start) for tensor, start in zip(like, starts)

@@ -153,7 +153,7 @@ class FusedAdam(torch.optim.Optimizer):
         together = len(buckets) == 1 and not buckets[0].sharded
         factor, grad_scale, found_inf = self._gradient_factors(grads, together, max_norm, factor, found_inf)
         for number, bucket in enumerate(buckets):
-            own = grads if len(bucket.indices) == len(grads) else [grads[i] for i in bucket.indices]
+            own = [grads[i] for i in bucket.indices]
             parts = (
                 [local(placed_like(grad, param)) for grad, param in zip(own, bucket.owners)] if bucket.sharded else own
             )
@@ -254,6 +254,8 @@ class FusedAdam(torch.optim.Optimizer):
         for key, indices in alike.items():
             group = self.param_groups[key[0]]
             self._complete([params[i] for i in indices], group["amsgrad"])
+            if self.policy.state_dtype == torch.float32:  # bf16 states are rounded by the place in the list
+                indices.sort(key=lambda i: local(params[i]).data_ptr())  # neighbours in memory are one stretch
             for i in indices:
                 state = self.state[params[i]]
                 bucket = buckets.setdefault((*key, id(state["step"]), state["exp_avg"].dtype), Bucket(group))

@@ -26,6 +26,7 @@ class Optimizer(Optioned):
     """
 
     _optimizer: torch.optim.Optimizer
+    joined_grads: list[Tensor] | None = None  # the gradients as a few buffers without gaps, if they lie so
     _factor: Tensor | float | None = None  # what the gradients have yet to be multiplied by
     _found_inf: Tensor | None = None  # not 0: they are not finite
 
@@ -107,7 +108,8 @@ class Optimizer(Optioned):
         if not self.supports_step_with_factor:
             return clip_grad_norm_(self.params, limit, aggregate_norm_fn=aggregate_norm_fn)
         scale = 1.0 if self._factor is None else self._factor
-        found = measure(measured_grads(self.params), max_norm=limit, scale=scale, aggregate_norm_fn=aggregate_norm_fn)
+        grads = measured_grads(self.params) if self.joined_grads is None else self.joined_grads
+        found = measure(grads, max_norm=limit, scale=scale, aggregate_norm_fn=aggregate_norm_fn)
         self._factor, self._found_inf = found.factor, found.found_inf
         return found.norm
 
@@ -138,7 +140,7 @@ class Optimizer(Optioned):
 
     def zero_grad(self) -> None:
         """Drop the gradients; their memory is free until the next backward pass."""
-        self._factor = self._found_inf = None
+        self._factor = self._found_inf = self.joined_grads = None
         for param in self.params:
             param.grad = None
 

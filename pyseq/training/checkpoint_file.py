@@ -76,6 +76,7 @@ def save_checkpoint_file(state: dict[str, Any], path: str | os.PathLike[str]) ->
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_folder(path)
     except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
             os.remove(temporary)
@@ -83,6 +84,15 @@ def save_checkpoint_file(state: dict[str, Any], path: str | os.PathLike[str]) ->
             f"could not write {path} ({_first_line(_root(error))}). Checkpoints saved before are untouched: make room "
             "and run the same command again to resume."
         ) from error
+
+
+def _sync_folder(path: str | os.PathLike[str]) -> None:
+    """Let the new name outlast a power failure, as the contents do."""
+    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def copy_checkpoint_file(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:

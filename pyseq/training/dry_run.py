@@ -9,6 +9,7 @@ import torch
 
 from pyseq import utils
 from pyseq.training.epochs import Epochs
+from pyseq.training.memory import peak_text
 from pyseq.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -54,12 +55,5 @@ def memory_lines(trainer: Trainer) -> list[str]:
     lines = [
         f"{parameters:,} parameters; weights, gradients and (for Adam) moments take about {fixed / 2**30:.2f} GiB",
     ]
-    if trainer.use_cuda:
-        peak = torch.cuda.max_memory_allocated(trainer.device)
-        lines.append(f"peak with activations of the largest batch: {peak / 2**30:.2f} GiB (before the moments exist)")
-    else:
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        lines.append(f"peak of the process, with activations of the largest batch: {peak / 2**30:.2f} GiB")
+    lines.append(f"peak with activations of the largest batch, before the moments exist: {peak_text(trainer.device)}")
     return lines

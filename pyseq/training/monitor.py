@@ -14,6 +14,8 @@ from pyseq import metrics
 from pyseq.config.config import Config
 from pyseq.training import distributed
 from pyseq.training.epochs import Epoch, Epochs
+from pyseq.training.memory import peak_bytes
+from pyseq.training.profile import Profile
 from pyseq.training.progress import MetricsFile, Progress, progress_bar
 from pyseq.training.saving import Saver
 from pyseq.training.trainer import Trainer
@@ -40,6 +42,9 @@ class Monitor:
         self.metrics_file = MetricsFile(os.path.join(self.cfg.checkpoint.save_dir, "metrics.jsonl"))
         self.write_metrics = distributed.is_master() and not self.cfg.checkpoint.no_save
         self._first_update: tuple[float, int] | None = None
+        self.profile: Profile | None = None
+        if self.cfg.common.profile and distributed.is_master():
+            self.profile = Profile(trainer, self.cfg.checkpoint.save_dir, self.cfg.common.profile_updates)
 
     # Iteration and logging.
 
@@ -102,18 +107,32 @@ class Monitor:
 
     def after_update(self, epoch: Epoch) -> None:
         """Log, validate, save, and decide whether to go on."""
+        if self.profile is not None:
+            self.profile.end_update(epoch)
         updates = self.trainer.num_updates
         if self.cfg.common.log_interval > 0 and updates % self.cfg.common.log_interval == 0:
             stats = self.training_stats(metrics.get_smoothed_values("train_inner"))
             self.progress.log(stats, tag="train_inner", step=updates)
             self._record("train_inner", epoch.number, stats)
             metrics.reset_meters("train_inner")
+            if self.trainer.reading_waits:
+                self.trainer.check_gradients()  # the log has just waited for the device
         elif self._first_update is None:
             self._first_update = (time.perf_counter(), updates)
         self.validate_and_save(epoch)
+        self._report_saved()
+        if self.profile is not None:
+            self.profile.begin_update(epoch)
+
+    def _report_saved(self) -> None:
+        for saved in self.saver.finished():
+            self.metrics_file.write("checkpoint", saved.epoch, saved.num_updates, saved.stats())
 
     def _record(self, tag: str, epoch: int, stats: dict[str, Any]) -> None:
+        """Into metrics.jsonl. ``peak_gb``: GiB, see :func:`~pyseq.training.memory.peak_bytes`."""
         if self.write_metrics:
+            if tag.startswith("train"):
+                stats = {**stats, "peak_gb": round(peak_bytes(self.trainer.device) / 2**30, 3)}
             self.metrics_file.write(tag, epoch, self.trainer.num_updates, stats)
 
     # Validation, saving, stopping.
@@ -205,16 +224,21 @@ class Monitor:
             self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self.metrics_file.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        try:
+            self.saver.close(raising=kind is not None)
+            self._report_saved()
+            if self.profile is not None:
+                self.profile.close()
+        finally:
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
+            self.metrics_file.close()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
-
 
 
 def data_wait_percent(meters: metrics.MetersDict) -> float:

@@ -11,17 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyseq.training.arena import Arena, arrange
 from pyseq.utils import apply_to_sample
 
 
 class Precision:
-    """fp32: the optimizer's parameters are the model's own, and every method does nothing."""
+    """fp32: the optimizer's parameters are the model's own.
+
+    Args:
+        module: the model and the criterion.
+        joined: lay parameters next to each other in memory, and copy their gradients together. On a GPU that spares
+            launches and tables. On a CPU the copy takes longer than it saves (docs/architecture.md).
+    """
 
     dtype = torch.float32
     reason = "the default; --bf16 halves memory and is faster where the machine multiplies bfloat16"
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, joined: bool = False) -> None:
         self.module = module
+        self.arenas = arrange(module) if joined else []
 
     def optimizer_parameters(self) -> list[Tensor]:
         return [p for p in self.module.parameters() if p.requires_grad]
@@ -31,6 +39,20 @@ class Precision:
 
     def collect_gradients(self) -> None:
         """Called after each micro-batch's backward."""
+        for arena in self.arenas:
+            arena.collect(arena.parameters)
+
+    def drop_gradients(self) -> None:
+        """Called when the optimizer has dropped the gradients of its parameters."""
+        for arena in self.arenas:
+            arena.drop_gradients()
+
+    def joined_gradients(self) -> list[Tensor] | None:
+        """All gradients of the optimizer's parameters as a few buffers, where that is how they lie."""
+        apart = sum(len(arena.parameters) for arena in self.arenas) < len(self.optimizer_parameters())
+        if apart or not all(arena.whole() for arena in self.arenas):
+            return None
+        return [arena.gradients for arena in self.arenas if arena.gradients is not None]
 
     def after_step(self) -> None:
         """Called after the optimizer has changed its parameters."""
@@ -54,12 +76,15 @@ class BFloat16(Precision):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
-        trained = [p for p in module.parameters() if p.requires_grad]
-        masters = [p.detach().clone().float() for p in trained]
+        masters = [p.detach().clone().float() for p in module.parameters() if p.requires_grad]
         module.to(torch.bfloat16)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.masters = [nn.Parameter(m) for m in masters]
         self.master_of = {id(p): m for p, m in zip(self.parameters, self.masters, strict=True)}
+        self.low = arrange(module)
+        self.arenas = [Arena([self.master_of[id(p)] for p in low.parameters]) for low in self.low]
+        joined = {id(p) for low in self.low for p in low.parameters}
+        self.apart = [(p, self.master_of[id(p)]) for p in self.parameters if id(p) not in joined]
 
     def optimizer_parameters(self) -> list[Tensor]:
         return list(self.masters)
@@ -68,7 +93,9 @@ class BFloat16(Precision):
         return apply_to_sample(lambda t: t.bfloat16() if t.dtype == torch.float32 else t, sample)
 
     def collect_gradients(self) -> None:
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
+        for low, arena in zip(self.low, self.arenas):
+            arena.collect(low.parameters)
+        for parameter, master in self.apart:
             if parameter.grad is not None:
                 if master.grad is None:
                     master.grad = parameter.grad.float()
@@ -78,7 +105,10 @@ class BFloat16(Precision):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        torch._foreach_copy_(list[Tensor](self.parameters), list[Tensor](self.masters))
+        for low, arena in zip(self.low, self.arenas):
+            low.buffer.copy_(arena.buffer)
+        for parameter, master in self.apart:
+            parameter.copy_(master)
 
     def full_state_dict(self, module: nn.Module) -> dict[str, Tensor]:
         state = dict(module.state_dict())

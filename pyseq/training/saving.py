@@ -7,20 +7,47 @@ import os
 import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from pyseq.config.groups import CheckpointConfig
 from pyseq.errors import ConfigError, nearest
 from pyseq.training import distributed
 from pyseq.training.checkpoint_file import copy_checkpoint_file, save_checkpoint_file
+from pyseq.training.checkpoint_writer import CheckpointWriter, snapshot
 from pyseq.training.epochs import Epochs
+from pyseq.training.memory import is_out_of_memory
 from pyseq.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass
+class Saved:
+    """What saving one checkpoint took: seconds until training went on, and until the file was on the disk."""
+
+    path: str
+    epoch: int
+    num_updates: int
+    score: float | None
+    begun: float  # by time.perf_counter
+    stall: float = 0.0
+    seconds: float = 0.0
+
+    def stats(self) -> dict[str, Any]:
+        """What metrics.jsonl says of it."""
+        return {"path": self.path, "stall": round(self.stall, 4), "seconds": round(self.seconds, 4)}
+
+    def tell(self) -> None:
+        text = "Saved checkpoint %s (epoch %d @ %d updates, score %s) (writing took %s seconds; training waited %.3f)"
+        logger.info(text, self.path, self.epoch, self.num_updates, self.score, self.seconds, self.stall)
+
+
 class Saver:
     """Writes checkpoints by fairseq's rules and remembers the best validation result.
+
+    A checkpoint is copied in memory and written while training goes on; an error of the writing is raised by the next
+    :meth:`finished`, :meth:`save` or :meth:`close`.
 
     Attributes:
         best: the best value of --best-checkpoint-metric so far, or None.
@@ -32,6 +59,8 @@ class Saver:
         self.best: float | None = None
         self.stalled = 0
         self._best_for_patience: float | None = None
+        self._writer = CheckpointWriter()
+        self._finished: list[Saved] = []
 
     def metric_of(self, stats: dict[str, Any], subset: str) -> float:
         """The value of --best-checkpoint-metric. Raises ConfigError with the nearest names if it was not logged."""
@@ -69,23 +98,50 @@ class Saver:
         self.stalled = extra_state.get("patience_stalled", 0)
 
     def save(self, trainer: Trainer, epochs: Epochs, value: float | None, end_of_epoch: bool) -> None:
-        """Write one checkpoint under every name that applies now, then remove those that are not to be kept."""
+        """Write one checkpoint under every name that applies now, then remove those that are not to be kept.
+
+        Raises:
+            CheckpointError: this one, or the one before, could not be written.
+        """
+        start = time.perf_counter()
+        self._writer.wait()  # which names apply depends on the files there are
         epoch, updates = epochs.iterator.epoch, trainer.num_updates
         names = self._names(epoch, updates, value, end_of_epoch)
         if value is not None:
             self.best = self.best_with(value)
         if self.cfg.no_save or not distributed.is_master() or not names:
             return
-        start = time.perf_counter()
         state = trainer.state_dict()
         state["extra_state"].update(train_iterator=epochs.state_dict(), val_loss=value, **self.state_dict())
         paths = [os.path.join(self.cfg.save_dir, name) for name in names]
+        saved = Saved(paths[0], epoch, updates, value, start)
+        copy = None if self.cfg.write_checkpoints_synchronously else copy_if_there_is_memory(state)
+        if copy is None:
+            self._write(snapshot(state, copied=False), paths, end_of_epoch, saved)
+            saved.stall = saved.seconds
+        else:
+            saved.stall = time.perf_counter() - start
+            self._writer.start(lambda: self._write(copy, paths, end_of_epoch, saved))
+
+    def _write(self, state: dict[str, Any], paths: list[str], end_of_epoch: bool, saved: Saved) -> None:
         save_checkpoint_file(state, paths[0])
         for path in paths[1:]:
             copy_checkpoint_file(paths[0], path)
-        logger.info("Saved checkpoint %s (epoch %d @ %d updates, score %s) (writing took %s seconds)",
-                    paths[0], epoch, updates, value, time.perf_counter() - start)  # fmt: skip
+        saved.seconds = time.perf_counter() - saved.begun
         self._prune(end_of_epoch)
+        self._finished.append(saved)
+
+    def finished(self) -> list[Saved]:
+        """What was saved since the last call. Raises CheckpointError if writing failed. Does not wait."""
+        self._writer.check()
+        found, self._finished = self._finished, []
+        for saved in found:
+            saved.tell()
+        return found
+
+    def close(self, raising: bool) -> None:
+        """Wait for the checkpoint that is being written. ``raising``: an error is on its way already."""
+        self._writer.close(raising)
 
     def _names(self, epoch: int, updates: int, value: float | None, end_of_epoch: bool) -> list[str]:
         cfg, suffix = self.cfg, self.cfg.checkpoint_suffix
@@ -140,6 +196,17 @@ class Saver:
         for number, path in found[count:]:
             if always is None or not always(number):
                 os.remove(path)
+
+
+def copy_if_there_is_memory(state: dict[str, Any]) -> dict[str, Any] | None:
+    try:
+        copied: dict[str, Any] = snapshot(state)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        logger.warning("no memory for a copy of the checkpoint: training waits until it is written")
+        return None
+    return copied
 
 
 def numbered(folder: str, pattern: str) -> list[tuple[float, str]]:

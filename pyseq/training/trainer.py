@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,15 +14,18 @@ from torch import Tensor, nn
 
 from pyseq import metrics, utils
 from pyseq.config.config import Config
+from pyseq.config.groups import OptimizationConfig
 from pyseq.errors import TrainingError
 from pyseq.optim import build_optimizer
 from pyseq.optim.lr_scheduler import build_lr_scheduler
 from pyseq.training import distributed
+from pyseq.training.memory import OutOfMemoryError, is_out_of_memory, out_of_memory_message
 from pyseq.training.precision import BFloat16, Precision
 
 logger = logging.getLogger(__name__)
 
 Sample = dict[str, Any]
+UNCHECKED = 100  # updates whose gradient norms may wait to be looked at
 
 
 class Update:
@@ -29,6 +33,7 @@ class Update:
 
     def __init__(self, samples: list[Sample]) -> None:
         self.samples = samples
+        self.current: Sample | None = None  # the micro-batch that is being worked on
         self.sample_size: Any = 0
         self.logging_outputs: list[dict[str, Any]] = []
         self.tokens, self.cells = count_tokens(samples)
@@ -54,11 +59,12 @@ class Trainer:
         self.model, self.criterion = model.to(self.device), criterion.to(self.device)
         self.module = nn.ModuleList([self.model, self.criterion])
         distributed.broadcast_parameters(self.module.parameters())
-        self.precision = BFloat16(self.module) if cfg.common.bf16 else Precision(self.module)
+        self.precision = BFloat16(self.module) if cfg.common.bf16 else Precision(self.module, self.use_cuda)
         self.optimizer = build_optimizer(cfg.optimizer, self.precision.optimizer_parameters())
         self.lr_scheduler = build_lr_scheduler(cfg.lr_scheduler, self.optimizer)
         self.num_updates = 0
-        self._unchecked: tuple[int, Tensor] | None = None  # an update and its gradient norm, not yet looked at
+        self.reading_waits = self.use_cuda
+        self._unchecked: list[tuple[int, Tensor]] = []  # updates and their gradient norms, not yet looked at
         self.start_time = time.perf_counter()
         self.previous_training_time = 0.0
         self.lr_scheduler.step_update(0)
@@ -72,19 +78,22 @@ class Trainer:
         Every update draws its random numbers from ``seed + num_updates``, so a resumed run draws the same.
 
         Raises:
-            TrainingError: out of memory; or the gradients of the update before were not finite.
+            TrainingError: out of memory; or gradients of an update before were not finite.
         """
-        self.check_gradients()
+        if not self.reading_waits or len(self._unchecked) >= UNCHECKED:
+            self.check_gradients()
         utils.set_torch_seed(self.cfg.common.seed + self.num_updates)
         self.model.train()
         self.criterion.train()
         self.optimizer.zero_grad()
+        self.precision.drop_gradients()
         metrics.log_start_time("train_wall", priority=800, round=0)
         update = Update([sample for sample in samples if sample])
         try:
             yield update
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(out_of_memory(update.samples, str(error))) from None
+        except (RuntimeError, MemoryError) as error:
+            self._explain_out_of_memory(error, update.current, f"update {self.num_updates + 1}", self.cfg.optimization)
+            raise
         self.precision.after_step()
         self.set_num_updates(self.num_updates + 1)
         metrics.log_stop_time("train_wall")
@@ -92,45 +101,59 @@ class Trainer:
     def batches(self, update: Update) -> Iterator[Sample]:
         """The update's micro-batches on the device; their gradients are collected as each is done with."""
         for sample in update.samples:
+            update.current = sample
             yield self.prepare_sample(sample)
             self.precision.collect_gradients()
+        update.current = None
+
+    def _explain_out_of_memory(
+        self, error: BaseException, sample: Sample | None, doing: str, optimization: OptimizationConfig | None
+    ) -> None:
+        """Raise OutOfMemoryError if ``error`` says that memory ran out."""
+        if is_out_of_memory(error):
+            message = out_of_memory_message(error, sample, doing, self.cfg.dataset, optimization)
+            raise OutOfMemoryError(message) from None
 
     def average_and_clip_gradients(self, update: Update) -> None:
         """Sum gradients over ranks, divide by the sample size of the whole update, clip by norm, log.
 
         An optimizer that applies the factors itself also leaves the parameters alone where the norm is not finite.
-        Then nobody has to wait for the norm here; :meth:`check_gradients` looks at it before the gradients are dropped.
+        Then nobody has to wait for the norm here; :meth:`check_gradients` looks at it later.
         """
         distributed.all_reduce_gradients(self.optimizer.params)
         can_be_summed = self.task.logging_outputs_can_be_summed(self.criterion)
         outputs, sample_size = distributed.sum_logging_outputs(
             update.logging_outputs, update.sample_size, can_be_summed, self.device
         )
-        self.optimizer.multiply_grads(1.0 / (sample_size or 1.0))
+        self.optimizer.multiply_grads(reciprocal(sample_size))
+        self.optimizer.joined_grads = self.precision.joined_gradients()
         grad_norm = self.optimizer.clip_grad_norm(self.cfg.optimization.clip_norm)
-        self._unchecked = self.num_updates + 1, grad_norm
+        self._unchecked.append((self.num_updates + 1, grad_norm))
         if not self.optimizer.supports_step_with_factor:
             self.check_gradients()
         self.task.reduce_metrics(outputs, self.criterion)
         self._log_update(update, grad_norm)
 
     def check_gradients(self) -> None:
-        """Raise TrainingError, with the names of the parameters, if the last gradients were not finite."""
-        if self._unchecked is None:
-            return
-        update, grad_norm = self._unchecked
-        self._unchecked = None
-        if not torch.isfinite(grad_norm):
-            names = [
-                name
-                for (name, _), p in zip(self._trained_parameters(), self.optimizer.params, strict=True)
-                if p.grad is not None and not torch.isfinite(p.grad).all()
-            ]
-            raise TrainingError(
-                f"the gradient norm is {grad_norm.item()} at update {update}: non-finite gradients in "
-                f"{len(names)} parameters ({', '.join(names[:5]) or 'none: the norm overflowed'}). Lower --lr, "
-                "lengthen the warm-up, or set --clip-norm; the last checkpoint is intact."
-            )
+        """Raise TrainingError if gradients were not finite in an update since the last call; waits for the device.
+
+        It names the parameters whose gradients are not finite now, which on a CPU are those of the update in question.
+        Called before the next update on a CPU; on a GPU at the log interval; before a checkpoint; and in the end.
+        """
+        unchecked, self._unchecked = self._unchecked, []
+        norms = torch.stack([norm for _, norm in unchecked]).tolist() if unchecked else []
+        for (update, _), norm in zip(unchecked, norms):
+            if not math.isfinite(norm):
+                names = [
+                    name
+                    for (name, _), p in zip(self._trained_parameters(), self.optimizer.params, strict=True)
+                    if p.grad is not None and not torch.isfinite(p.grad).all()
+                ]
+                raise TrainingError(
+                    f"the gradient norm is {norm} at update {update}: non-finite gradients in {len(names)} parameters "
+                    f"({', '.join(names[:5]) or 'none: the norm overflowed'}). Lower --lr, lengthen the warm-up, or "
+                    "set --clip-norm; the last checkpoint is intact."
+                )
 
     def _trained_parameters(self) -> list[tuple[str, nn.Parameter]]:
         return [(n.split(".", 1)[1], p) for n, p in self.module.named_parameters() if p.requires_grad]
@@ -161,7 +184,11 @@ class Trainer:
         outputs: list[dict[str, Any]] = []
         sample_size: Any = 0
         if sample:
-            _, sample_size, output = self.task.valid_step(self.prepare_sample(sample), self.model, self.criterion)
+            try:
+                _, sample_size, output = self.task.valid_step(self.prepare_sample(sample), self.model, self.criterion)
+            except (RuntimeError, MemoryError) as error:
+                self._explain_out_of_memory(error, sample, "validation", None)
+                raise
             outputs = [output]
         can_be_summed = self.task.logging_outputs_can_be_summed(self.criterion)
         outputs, _ = distributed.sum_logging_outputs(outputs, sample_size, can_be_summed, self.device)
@@ -187,7 +214,7 @@ class Trainer:
     # State.
 
     def state_dict(self) -> dict[str, Any]:
-        """fairseq's checkpoint layout, on the CPU, less ``extra_state``; weights in fp32.
+        """fairseq's checkpoint layout, where its tensors are, less ``extra_state``; weights in fp32.
 
         Raises:
             TrainingError: the gradients of the last update were not finite.
@@ -213,7 +240,7 @@ class Trainer:
         }
         if not self.cfg.checkpoint.no_save_optimizer_state:
             state["last_optimizer_state"] = self.optimizer.state_dict()
-        return dict(utils.move_to_cpu_exact(state))
+        return state
 
     def load_model_state(self, state: dict[str, Any]) -> None:
         """Read the weights of a checkpoint (already on the CPU) into model and criterion."""
@@ -222,6 +249,13 @@ class Trainer:
         if state.get("criterion"):
             self.criterion.load_state_dict(state["criterion"], strict=True)
             self.precision.load_full(self.criterion, state["criterion"])
+
+
+def reciprocal(sample_size: Any) -> Any:
+    """1 / ``sample_size``, or 1 where it is 0. A tensor stays on its device."""
+    if torch.is_tensor(sample_size):
+        return torch.where(sample_size == 0, 1.0, sample_size).reciprocal()
+    return 1.0 / (sample_size or 1.0)
 
 
 def optimizer_name(optimizer: Any) -> str:
@@ -248,13 +282,3 @@ def count_tokens(samples: list[Sample]) -> tuple[int, int]:
 def padding_percent(meters: metrics.MetersDict) -> float:
     tokens, cells = meters["_tokens"].sum, meters["_cells"].sum  # type: ignore[attr-defined]
     return round(100 * (1 - tokens / cells), 1) if cells else 0.0
-
-
-def out_of_memory(samples: list[Sample], error: str) -> str:
-    shapes = [tuple(s["net_input"]["src_tokens"].shape) for s in samples if "src_tokens" in s.get("net_input", {})]
-    ids = [s["id"][:3].tolist() for s in samples if "id" in s]
-    first = next(iter(error.splitlines()), "")
-    return (
-        f"out of memory in an update with source batches of shape {shapes} (samples {ids}, ...): {first}. "
-        "Lower --max-tokens (and raise --update-freq to keep the update as large), or use --bf16."
-    )
