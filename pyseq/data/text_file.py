@@ -6,14 +6,12 @@ sentences in datasets made by fairseq). A last line without an end counts.
 
 from __future__ import annotations
 
-import multiprocessing
+import concurrent.futures
 import os
 import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any, TypeVar
 
@@ -131,7 +129,7 @@ def map_pieces(
         except LineError as error:
             line, message = error.args
             raise DataError(f"{path}:{count_lines(path, start) + line}: {message}") from None
-        except BrokenProcessPool:
+        except concurrent.futures.BrokenExecutor:
             raise DataError(
                 f"{path}: a worker process was killed (out of memory?); try again with fewer workers"
             ) from None
@@ -150,9 +148,13 @@ def in_this_process(
 def in_processes(
     task: Callable[[str, int, int], T], path: str, pieces: Iterable[Piece], workers: int
 ) -> Iterator[tuple[Piece, Callable[[], T]]]:
+    import multiprocessing
+
     # Forked, so that a task's dictionary is shared and not sent to each process.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker, initargs=(task,))
+    executor = concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=context, initializer=start_worker, initargs=(task,)
+    )
     waiting: deque[tuple[Piece, Callable[[], T]]] = deque()
     try:
         for piece in pieces:
