@@ -52,22 +52,30 @@ def pieces_of(path: str, workers: int = 1) -> Iterator[Piece]:
             start = end
 
 
+def read_bytes(path: str, start: int, end: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(end - start)
+
+
 def read_text(path: str, start: int, end: int) -> str:
-    r"""The text of one piece, with ``\n`` as the only line end.
+    r"""The text of one piece, with ``\n`` as the only line end. Raises LineError as :func:`decode`."""
+    text = decode(read_bytes(path, start, end))
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def decode(data: bytes) -> str:
+    """The text of whole lines.
 
     Raises:
         LineError: the bytes are not UTF-8.
     """
-    with open(path, "rb") as file:
-        file.seek(start)
-        data = file.read(end - start)
     try:
-        text = data.decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = count_line_ends(data[: error.start]) + 1
         message = f"byte 0x{data[error.start]:02x} is not valid UTF-8; convert the file (for example with iconv)"
         raise LineError(line, message) from None
-    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def read_lines(path: str, start: int, end: int) -> list[str]:
