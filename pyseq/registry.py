@@ -32,7 +32,10 @@ class Entry:
     name: str
     cls: type
     group: type[ConfigGroup] | None
-    where: str
+
+    @property
+    def where(self) -> str:
+        return where_defined(self.cls)
 
 
 class Optioned:
@@ -77,7 +80,7 @@ class Registry:
             self.check(name, cls, dataclass)
             if dataclass is not None:
                 cls.config_group = dataclass  # type: ignore[attr-defined]
-            self._entries[name] = Entry(name, cls, dataclass, where_defined(cls))
+            self._entries[name] = Entry(name, cls, dataclass)
             return cls
 
         return add
@@ -147,7 +150,11 @@ class Architecture:
     name: str
     model_name: str
     fill_in: Callable[[Any], None]
-    where: str
+    definition: Any  # the model's class, the function, or a row of values, which knows where it stands
+
+    @property
+    def where(self) -> str:
+        return getattr(self.definition, "where", None) or where_defined(self.definition)
 
 
 ARCHITECTURES: dict[str, Architecture] = {}
@@ -189,7 +196,7 @@ def source_file(obj: Any) -> str | None:
 
 
 def where_defined(obj: Any) -> str:
-    """``file:line`` of a class or function, or its module where the source is not at hand."""
+    """``file:line`` of a class or function, or its module where the source is not at hand. Reads the source: slow."""
     try:
         return f"{inspect.getsourcefile(obj)}:{inspect.getsourcelines(obj)[1]}"
     except (TypeError, OSError):

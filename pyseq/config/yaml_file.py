@@ -11,8 +11,6 @@ import argparse
 import dataclasses
 from typing import Any
 
-import yaml
-
 from pyseq.config.groups import SECTIONS
 from pyseq.errors import ConfigError, nearest
 
@@ -33,6 +31,8 @@ def read_settings(path: str) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing, is not YAML, is not a mapping, or leaves a mandatory value (``???``) open.
     """
+    import yaml
+
     try:
         with open(path, encoding="utf-8") as file:
             content = yaml.safe_load(file)
@@ -113,4 +113,6 @@ def _text(value: Any) -> str:
 
 def dump(sections: dict[str, Any]) -> str:
     """YAML of a config's sections, which :func:`read_settings` reads back."""
+    import yaml
+
     return yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)

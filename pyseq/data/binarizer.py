@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import repeat
 from typing import Any
 
@@ -15,7 +16,8 @@ import numpy.typing as npt
 
 from pyseq.data.dictionary import Dictionary
 from pyseq.data.indexed_builder import MMapDatasetBuilder
-from pyseq.data.text_file import LineError, Progress, map_pieces, read_lines, tokenize_line
+from pyseq.data.native import native
+from pyseq.data.text_file import LineError, Progress, decode, map_pieces, read_bytes, read_lines, tokenize_line
 
 
 @dataclass
@@ -45,7 +47,9 @@ class BinarizeSummary:
         self.num_seq += other.num_seq
         self.num_tok += other.num_tok
         if other.replaced is not None:
-            self.replaced = (self.replaced or Counter()) + other.replaced
+            if self.replaced is None:
+                self.replaced = Counter()
+            self.replaced.update(other.replaced)
 
     def __str__(self) -> str:
         base = f"{self.num_seq} sents, {self.num_tok} tokens"
@@ -95,6 +99,26 @@ class VocabularyBinarizer(Binarizer):
         # None stands for the end of a line, which no word can equal.
         self.ids: dict[str | None, int] = {None: dictionary.eos_index}
         self.ids.update(dictionary.indices)
+
+    @cached_property
+    def native(self) -> Any:
+        """The vocabulary in the compiled core; None where it does not do what :meth:`binarize` does."""
+        changed = self.tokenize is not tokenize_line or type(self).binarize is not VocabularyBinarizer.binarize
+        if native is None or changed:
+            return None
+        return native.Vocabulary({word: id for word, id in self.ids.items() if word is not None})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "native"}
+
+    def binarize_piece(self, path: str, start: int, end: int) -> BinarizedLines:
+        if self.native is None:
+            return super().binarize_piece(path, start, end)
+        data = read_bytes(path, start, end)
+        decode(data)  # raises where it is not UTF-8, which the compiled core does not look for
+        eos = self.ids[None] if self.append_eos else None
+        tokens, sizes, replaced = self.native.encode_lines(data, self.unk_index, eos, self.reverse_order)
+        return BinarizedLines(tokens, sizes, BinarizeSummary(len(sizes), len(tokens), Counter(replaced)))
 
     def binarize(self, lines: list[str]) -> BinarizedLines:
         words: list[str | None] = []

@@ -13,6 +13,7 @@ import torch.utils.data
 
 from pyseq.data.dataset import Dataset, IndexArray, sizes_of
 from pyseq.data.filtering import split_by_size
+from pyseq.data.ordering import ordered_by
 from pyseq.errors import ConfigError
 
 
@@ -77,11 +78,11 @@ class ConcatDataset(Dataset):
     def ordered_indices(self) -> IndexArray:
         """By length; pairs by source, then target length, in random order within a length if the first one shuffles."""
         if self.sizes.ndim == 1:
-            return np.argsort(self.sizes, kind="stable")
+            return ordered_by(np.arange(len(self), dtype=np.int64), self.sizes)
         shuffle = getattr(self.datasets[0], "shuffle", False)
         indices = np.random.permutation(len(self)) if shuffle else np.arange(len(self), dtype=np.int64)
         for column in reversed(self.sizes.T):
-            indices = indices[np.argsort(column[indices], kind="stable")]
+            indices = ordered_by(indices, column)
         return indices
 
     def filter_indices_by_size(self, indices: IndexArray, max_sizes: Any) -> tuple[IndexArray, list[int]]:

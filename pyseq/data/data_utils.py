@@ -188,6 +188,8 @@ def filter_paired_dataset_indices_by_size(
         The indices that remain, in their order, and the list of those left out.
     """
     ids = np.asarray(indices, dtype=np.int64)
-    sides = [src_sizes[ids]] if tgt_sizes is None else [src_sizes[ids], tgt_sizes[ids]]
+    sides = [src_sizes] if tgt_sizes is None else [src_sizes, tgt_sizes]
     limits = max_sizes if isinstance(max_sizes, (tuple, list)) else [max_sizes] * len(sides)
-    return split_by_size(ids, np.stack(sides, axis=1), list(limits)[: len(sides)])
+    if all(limit is None or side.max(initial=0) <= limit for side, limit in zip(sides, limits)):
+        return ids, []
+    return split_by_size(ids, np.stack([side[ids] for side in sides], axis=1), list(limits)[: len(sides)])

@@ -10,8 +10,9 @@ from operator import itemgetter
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from pyseq.data.atomic_file import replacing
+from pyseq.data.native import native
 from pyseq.data.post_process import post_process
-from pyseq.data.text_file import Progress, lines_of, map_pieces, read_text, tokenize_line
+from pyseq.data.text_file import Progress, decode, lines_of, map_pieces, read_bytes, read_text, tokenize_line
 from pyseq.errors import DataError
 
 if TYPE_CHECKING:
@@ -329,13 +330,15 @@ class TruncatedDictionary(Dictionary):
 
 def count_words(path: str, start: int, end: int, tokenize: Tokenize, eos: str) -> Counter[str]:
     """Words of one piece of a text file, and ``eos`` once for each line."""
-    text = read_text(path, start, end)
-    lines = lines_of(text)
-    if tokenize is tokenize_line:
-        counts = Counter(text.split())
+    if tokenize is tokenize_line and native is not None:
+        data = read_bytes(path, start, end)
+        decode(data)  # raises where it is not UTF-8, which the compiled core does not look for
+        found, lines = native.count_words(data)
     else:
-        counts = Counter(word for line in lines for word in tokenize(line))
-    counts[eos] += len(lines)
+        text = lines_of(read_text(path, start, end))
+        found, lines = Counter(word for line in text for word in tokenize(line)), len(text)
+    counts = Counter(found)
+    counts[eos] += lines
     return counts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from pyseq.data.data_utils import filter_paired_dataset_indices_by_size
 from pyseq.data.dataset import Dataset, IndexArray, is_token_file, keeps
 from pyseq.data.dictionary import Dictionary
 from pyseq.data.indexed_dataset import IndexedDataset
+from pyseq.data.ordering import ordered_by
 from pyseq.errors import DataError
 
 Batch = dict[str, Any]
@@ -174,7 +176,6 @@ class LanguagePairDataset(Dataset):
         self.src, self.src_sizes, self.src_dict = src, np.asarray(src_sizes), src_dict
         self.tgt, self.tgt_dict = tgt, tgt_dict
         self.tgt_sizes: npt.NDArray[Any] | None = None if tgt_sizes is None else np.asarray(tgt_sizes)
-        self.sizes = self.src_sizes if self.tgt_sizes is None else np.stack([self.src_sizes, self.tgt_sizes], axis=1)
         self.left_pad_source, self.left_pad_target = left_pad_source, left_pad_target
         self.shuffle, self.input_feeding = shuffle, input_feeding
         self.remove_eos_from_source, self.append_eos_to_target = remove_eos_from_source, append_eos_to_target
@@ -187,8 +188,14 @@ class LanguagePairDataset(Dataset):
         if num_buckets > 0:
             self.make_buckets(num_buckets)
 
+    @cached_property
+    def sizes(self) -> npt.NDArray[Any]:
+        """Lengths as they were without buckets: ``(N,)``, or ``(N, 2)`` with a target."""
+        return self.src_sizes if self.tgt_sizes is None else np.stack([self.src_sizes, self.tgt_sizes], axis=1)
+
     def make_buckets(self, num_buckets: int) -> None:
         """Pad both sides to ``num_buckets`` lengths at most, from here on."""
+        self.sizes = self.sizes  # found now, before the sides change
         pad = self.src_dict.pad()
         self.src = BucketPadLengthDataset(self.src, self.src_sizes, num_buckets, pad, self.left_pad_source)
         self.src_sizes = self.src.sizes
@@ -305,10 +312,10 @@ class LanguagePairDataset(Dataset):
         count = len(self)
         indices = np.random.permutation(count).astype(np.int64) if self.shuffle else np.arange(count, dtype=np.int64)
         if self.buckets is not None:
-            return indices[np.argsort(self.bucketed_num_tokens[indices], kind="stable")]
+            return ordered_by(indices, self.bucketed_num_tokens)
         if self.tgt_sizes is not None:
-            indices = indices[np.argsort(self.tgt_sizes[indices], kind="stable")]
-        return indices[np.argsort(self.src_sizes[indices], kind="stable")]
+            indices = ordered_by(indices, self.tgt_sizes)
+        return ordered_by(indices, self.src_sizes)
 
     def filter_indices_by_size(self, indices: IndexArray, max_sizes: Any) -> tuple[IndexArray, list[int]]:
         return filter_paired_dataset_indices_by_size(self.src_sizes, self.tgt_sizes, indices, max_sizes)

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyseq.data.collation import collate_rows, collate_tokens
 from pyseq.data.dataset import Dataset, IndexArray, keeps
 from pyseq.data.dictionary import Dictionary
+from pyseq.data.ordering import ordered_by
 from pyseq.data.token_block_dataset import BlockRows, TokenBlockDataset
 from pyseq.errors import ConfigError
 
@@ -199,8 +200,11 @@ class MonolingualDataset(Dataset):
 
     def ordered_indices(self) -> IndexArray:
         """By length, then at random (or as they come)."""
-        ties = np.random.permutation(len(self)) if self.shuffle else np.arange(len(self))
-        return np.lexsort([ties, self.sizes])
+        indices = np.arange(len(self), dtype=np.int64)
+        if self.shuffle:
+            place = np.random.permutation(len(self))  # of each sample among those of its length
+            indices[place] = np.arange(len(self))
+        return ordered_by(indices, self.sizes)
 
     @property
     def supports_prefetch(self) -> bool:

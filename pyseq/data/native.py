@@ -1,7 +1,7 @@
 """The compiled half of the data path, ``pyseq._core.data``, or None where it is not built.
 
-Batching, collation and token blocks each have a numpy reference that says what the compiled function computes; it takes
-over, some tens of times slower, when this is None.
+Batching, collation and token blocks each have a numpy reference that says what the compiled function computes, the
+words of text have one in Python. It takes over, some tens of times slower, when this is None.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def load_native() -> Any:
     try:
         return importlib.import_module("pyseq._core").data
     except ImportError as error:
-        logger.warning("the compiled core is not available (%s): batching and collation run in numpy", error)
+        logger.warning("the compiled core is not available (%s): the data path runs in Python and numpy", error)
         return None
 
 

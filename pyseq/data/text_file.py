@@ -6,14 +6,12 @@ sentences in datasets made by fairseq). A last line without an end counts.
 
 from __future__ import annotations
 
-import multiprocessing
+import concurrent.futures
 import os
 import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any, TypeVar
 
@@ -54,22 +52,30 @@ def pieces_of(path: str, workers: int = 1) -> Iterator[Piece]:
             start = end
 
 
+def read_bytes(path: str, start: int, end: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(end - start)
+
+
 def read_text(path: str, start: int, end: int) -> str:
-    r"""The text of one piece, with ``\n`` as the only line end.
+    r"""The text of one piece, with ``\n`` as the only line end. Raises LineError as :func:`decode`."""
+    text = decode(read_bytes(path, start, end))
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def decode(data: bytes) -> str:
+    """The text of whole lines.
 
     Raises:
         LineError: the bytes are not UTF-8.
     """
-    with open(path, "rb") as file:
-        file.seek(start)
-        data = file.read(end - start)
     try:
-        text = data.decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = count_line_ends(data[: error.start]) + 1
         message = f"byte 0x{data[error.start]:02x} is not valid UTF-8; convert the file (for example with iconv)"
         raise LineError(line, message) from None
-    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
 def read_lines(path: str, start: int, end: int) -> list[str]:
@@ -131,7 +137,7 @@ def map_pieces(
         except LineError as error:
             line, message = error.args
             raise DataError(f"{path}:{count_lines(path, start) + line}: {message}") from None
-        except BrokenProcessPool:
+        except concurrent.futures.BrokenExecutor:
             raise DataError(
                 f"{path}: a worker process was killed (out of memory?); try again with fewer workers"
             ) from None
@@ -150,9 +156,13 @@ def in_this_process(
 def in_processes(
     task: Callable[[str, int, int], T], path: str, pieces: Iterable[Piece], workers: int
 ) -> Iterator[tuple[Piece, Callable[[], T]]]:
+    import multiprocessing
+
     # Forked, so that a task's dictionary is shared and not sent to each process.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker, initargs=(task,))
+    executor = concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=context, initializer=start_worker, initargs=(task,)
+    )
     waiting: deque[tuple[Piece, Callable[[], T]]] = deque()
     try:
         for piece in pieces:

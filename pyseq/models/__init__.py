@@ -20,7 +20,6 @@ from pyseq.registry import (
     choice_of,
     import_siblings,
     same_definition,
-    where_defined,
 )
 
 C = TypeVar("C", bound=type)
@@ -41,7 +40,7 @@ def register_model(name: str, dataclass: type[ConfigGroup] | None = None) -> Cal
     def add(cls: C) -> C:
         MODELS.register(name, dataclass)(cls)
         if dataclass is not None:
-            _add_architecture(Architecture(name, name, _set_nothing, where_defined(cls)))
+            _add_architecture(Architecture(name, name, _set_nothing, cls))
         return cls
 
     return add
@@ -58,15 +57,15 @@ def register_model_architecture(model_name: str, arch_name: str) -> Callable[[F]
     """
 
     def add(fill_in: F) -> F:
-        where = getattr(fill_in, "where", None) or where_defined(fill_in)
+        new = Architecture(arch_name, model_name, fill_in, fill_in)
         if model_name not in MODELS:
             raise ConfigError(
-                f"architecture '{arch_name}' ({where}) is of an unknown model '{model_name}'. "
+                f"architecture '{arch_name}' ({new.where}) is of an unknown model '{model_name}'. "
                 f"{nearest(model_name, MODELS)}"
             )
         if not callable(fill_in):
             raise ConfigError(f"architecture '{arch_name}' must be a function of the options, not {fill_in!r}")
-        _add_architecture(Architecture(arch_name, model_name, fill_in, where))
+        _add_architecture(new)
         return fill_in
 
     return add

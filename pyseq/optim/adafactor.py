@@ -15,6 +15,7 @@ from pyseq.config import II, ConfigGroup
 from pyseq.errors import ConfigError
 from pyseq.optim import Optimizer, register_optimizer
 from pyseq.optim.in_fp32 import in_fp32, to_update, zeros
+from pyseq.optim.not_compiled import TorchOptimizer
 from pyseq.optim.optimizer import learning_rates
 
 
@@ -82,7 +83,7 @@ def parse_eps(value: str | Iterable[float]) -> tuple[float, float]:
     return eps
 
 
-class Adafactor(torch.optim.Optimizer):
+class Adafactor(TorchOptimizer):
     """Adafactor (Shazeer and Stern, 2018, algorithms 4 and 5).
 
     At step t with b = 1 - t^decay_rate, for a tensor p with gradient g::

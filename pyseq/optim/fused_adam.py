@@ -17,6 +17,7 @@ from pyseq.ops.grad_norm import grad_norm
 from pyseq.optim.adam_state import Masters, State, StatePolicy, complete, load
 from pyseq.optim.buckets import Bucket, Signature, part_ways
 from pyseq.optim.clip_grad import measure
+from pyseq.optim.not_compiled import TorchOptimizer, not_compiled
 from pyseq.optim.sharded import local, placed_like
 
 _GRAD, _DTYPE = operator.attrgetter("grad"), operator.attrgetter("dtype")  # half the time of a list comprehension
@@ -26,7 +27,7 @@ class SparseGradientError(ConfigError, RuntimeError):
     """A gradient is sparse, and the optimizer takes dense ones only."""
 
 
-class FusedAdam(torch.optim.Optimizer):
+class FusedAdam(TorchOptimizer):
     """:class:`torch.optim.Adam` (and, as :class:`FusedAdamW`, AdamW): the same arguments, groups, hooks and state_dict.
 
     A step reads and writes every parameter, gradient and state once. It neither waits for the device nor changes
@@ -117,7 +118,7 @@ class FusedAdam(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
 
-    @torch.compiler.disable
+    @not_compiled
     @torch.no_grad()
     def step(
         self,

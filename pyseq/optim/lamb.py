@@ -16,6 +16,7 @@ from pyseq.optim import Optimizer, register_optimizer
 from pyseq.optim.adam import parse_betas
 from pyseq.optim.clip_grad import measure
 from pyseq.optim.in_fp32 import in_fp32, to_update, zeros
+from pyseq.optim.not_compiled import TorchOptimizer
 from pyseq.optim.optimizer import learning_rates
 
 
@@ -50,7 +51,7 @@ class LAMBOptimizer(Optimizer):
         }
 
 
-class LAMB(torch.optim.Optimizer):
+class LAMB(TorchOptimizer):
     """LAMB (You et al., 2020, algorithm 2, with bias correction).
 
     All gradients together are first clipped to ``max_grad_norm``. Then at step t, for a tensor p with gradient g::

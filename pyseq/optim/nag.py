@@ -12,6 +12,7 @@ from pyseq.config import II, ConfigGroup
 from pyseq.errors import ConfigError
 from pyseq.optim import Optimizer, register_optimizer
 from pyseq.optim.in_fp32 import in_fp32, to_update, zeros
+from pyseq.optim.not_compiled import TorchOptimizer
 from pyseq.optim.optimizer import learning_rates
 
 
@@ -44,7 +45,7 @@ class NAG(Optimizer):
         }
 
 
-class Nesterov(torch.optim.Optimizer):
+class Nesterov(TorchOptimizer):
     """Nesterov's accelerated gradient (Sutskever et al., 2013), the velocity b in units of the parameter.
 
     With gradient g, momentum mu, and c = lr / (lr of the step before)::

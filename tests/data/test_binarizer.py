@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyseq.data import text_file
-from pyseq.data.binarizer import AlignmentBinarizer, Binarizer, BinarizeSummary, VocabularyBinarizer, binarize_file
+from pyseq.data.binarizer import (
+    AlignmentBinarizer,
+    BinarizedLines,
+    Binarizer,
+    BinarizeSummary,
+    VocabularyBinarizer,
+    binarize_file,
+)
 from pyseq.data.dictionary import Dictionary
 from pyseq.data.indexed_builder import MMapDatasetBuilder
 from pyseq.data.indexed_dataset import MMapIndexedDataset
+from pyseq.data.text_file import read_lines
 from pyseq.errors import DataError
 
 
@@ -50,6 +59,42 @@ def test_lines_become_what_the_dictionary_says(lines: list[str], append_eos: boo
     assert result.summary.num_seq == len(lines)
     assert result.summary.num_tok == len(result.tokens) == sum(map(len, expected))
     assert result.summary.num_replaced == len(replaced)
+
+
+TEXT = st.lists(st.text("abcxé中 \t\r\n\x0b\x1c\x85\u2028\u3000<unk>/s", max_size=30)).map("\n".join)
+
+
+@given(TEXT, st.booleans(), st.booleans())
+def test_the_compiled_core_binarises_as_python_does(
+    tmp_path_factory: pytest.TempPathFactory, text: str, append_eos: bool, reverse_order: bool
+) -> None:
+    path = str(tmp_path_factory.getbasetemp() / "text")
+    Path(path).write_bytes(text.encode())
+    binarizer = VocabularyBinarizer(small_dictionary(), append_eos=append_eos, reverse_order=reverse_order)
+    assert binarizer.native is not None
+    found = binarizer.binarize_piece(path, 0, len(text.encode()))
+    expected = binarizer.binarize(read_lines(path, 0, len(text.encode())))
+    assert (found.tokens.tolist(), found.sizes.tolist()) == (expected.tokens.tolist(), expected.sizes.tolist())
+    assert found.tokens.dtype == found.sizes.dtype == np.int32
+    assert found.summary == expected.summary
+
+
+def test_a_binarizer_that_is_not_plain_keeps_its_own_way(tmp_path: Path) -> None:
+    class Shout(VocabularyBinarizer):
+        def binarize(self, lines: list[str]) -> BinarizedLines:
+            return super().binarize([line.lower() for line in lines])
+
+    (tmp_path / "text").write_text("A b\n")
+    assert Shout(small_dictionary()).binarize_piece(str(tmp_path / "text"), 0, 4).tokens.tolist() == [4, 5, 2]
+    letters = VocabularyBinarizer(small_dictionary(), tokenize=list)
+    assert letters.binarize_piece(str(tmp_path / "text"), 0, 4).tokens.tolist() == [3, 3, 5, 2]
+
+
+def test_a_binarizer_is_sent_to_processes_without_what_is_compiled() -> None:
+    binarizer = VocabularyBinarizer(small_dictionary())
+    assert binarizer.native is not None
+    copy = pickle.loads(pickle.dumps(binarizer))
+    assert "native" not in vars(copy) and copy.native is not None
 
 
 def test_the_unknown_word_itself_is_not_replaced() -> None:
