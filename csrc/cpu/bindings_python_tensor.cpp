@@ -31,6 +31,7 @@ TensorReader::TensorReader() {
   const py::object parameter = py::module_::import("torch").attr("nn").attr("Parameter");
   tensor_ = reinterpret_cast<PyTypeObject*>(tensor.inc_ref().ptr());
   parameter_ = reinterpret_cast<PyTypeObject*>(parameter.inc_ref().ptr());
+  grad_ = py::object(tensor.attr("grad")).release().ptr();
   if (!py::hasattr(tensor, "__dlpack_c_exchange_api__")) {
     return;
   }
@@ -111,6 +112,21 @@ bool same_layout(const TensorView& a, const TensorView& b) {
     }
   }
   return true;
+}
+
+uint64_t layout_hash(const TensorView& view) {
+  uint64_t hash = static_cast<uint64_t>(view.dims);
+  const auto mix = [&hash](int64_t value) {  // the finish of SplitMix64
+    hash += static_cast<uint64_t>(value) + 0x9e3779b97f4a7c15u;
+    hash = (hash ^ (hash >> 30)) * 0xbf58476d1ce4e5b9u;
+    hash = (hash ^ (hash >> 27)) * 0x94d049bb133111ebu;
+    hash ^= hash >> 31;
+  };
+  for (int d = 0; d < view.dims; ++d) {
+    mix(view.shape[d]);
+    mix(view.shape[d] > 1 ? view.strides[d] : 0);
+  }
+  return hash;
 }
 
 }  // namespace pyseq

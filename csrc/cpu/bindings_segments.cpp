@@ -43,39 +43,92 @@ struct Column {
   TensorType type = TensorType::other;
 };
 
+py::bytearray as_bytes(const void* data, size_t bytes) { return {static_cast<const char*>(data), bytes}; }
+
+// Where the tensors of an update lie, kept from step to step.
 class AdamTable {
  public:
-  // False where a tensor is not as the fast way needs it.
+  // False where a tensor is not as the fast way needs it: nothing is kept then.
   bool read(const py::tuple& lists) {
-    const Items params(lists[0]);
-    if (!params.valid || !take_columns(lists, params.count)) {
-      return false;
+    if (lists.size() != columns_of_table) {
+      throw std::invalid_argument("an update has six lists");
     }
-    rows_.reserve(static_cast<size_t>(params.count));
-    count_ = params.count;
-    for (int64_t i = 0; i < params.count; ++i) {
-      if (!read_row(i)) {
-        return false;
-      }
+    *this = AdamTable();
+    if (TensorReader::get().available() && read_lists(lists)) {
+      return true;
     }
-    if (columns_[2].type != TensorType::bf16) {
-      rows_.resize(static_cast<size_t>(merge_rows(rows_.data(), static_cast<int64_t>(rows_.size()), sizes_)));
-    }
-    return true;
+    *this = AdamTable();
+    return false;
   }
 
-  const std::vector<AdamRow>& rows() const { return rows_; }
+  // The gradients of `params`, now taken in; None where more than gradients has changed since read().
+  py::object follow(const py::list& params) {
+    const Items items(params);
+    if (tensors_.empty() || items.count != static_cast<int64_t>(tensors_.size())) {
+      return py::none();
+    }
+    py::list grads(static_cast<size_t>(items.count));
+    bool moved = false;
+    for (int64_t i = 0; i < items.count; ++i) {
+      TensorReader::get().prefetch(items.items, i, items.count);
+      PyObject* grad = follow_row(items.items[i], static_cast<size_t>(i), &moved);
+      if (grad == nullptr) {
+        return py::none();
+      }
+      PyList_SET_ITEM(grads.ptr(), i, grad);
+    }
+    if (moved) {
+      join();
+    }
+    return std::move(grads);
+  }
+
+  // As pyseq/ops/segments.py has them.
+  py::bytearray rows() const { return as_bytes(rows_.data(), rows_.size() * sizeof(AdamRow)); }
+
+  // The rows of cpu/grad_norm.h of the gradients.
+  py::bytearray norm_rows() const {
+    std::vector<NormRow> rows;
+    rows.reserve(tensors_.size());
+    for (const AdamRow& tensor : tensors_) {
+      rows.push_back({tensor.grad, tensor.numel, static_cast<int64_t>(types_[1])});
+    }
+    return as_bytes(rows.data(), rows.size() * sizeof(NormRow));
+  }
+
+  bool same_rows(uintptr_t address, int64_t count) const {
+    const auto* other = pointer<const void>(address, 8, count, "the other table");
+    return count == static_cast<int64_t>(rows_.size()) &&
+           (count == 0 || std::memcmp(other, rows_.data(), rows_.size() * sizeof(AdamRow)) == 0);
+  }
 
   py::tuple described() const {
     py::list types;
     for (const TensorType type : types_) {
       types.append(static_cast<int>(type));
     }
-    return py::make_tuple(types, device_.device_type, device_.device_id);
+    return py::make_tuple(types, device_type_, device_id_);
   }
 
  private:
-  bool take_columns(const py::tuple& lists, int64_t count) {
+  bool read_lists(const py::tuple& lists) {
+    const Items params(lists[0]);
+    std::vector<Column> columns;
+    if (!params.valid || !take_columns(lists, params.count, &columns)) {
+      return false;
+    }
+    tensors_.reserve(static_cast<size_t>(params.count));
+    layouts_.reserve(static_cast<size_t>(params.count));
+    for (int64_t i = 0; i < params.count; ++i) {
+      if (!read_row(&columns, i, params.count)) {
+        return false;
+      }
+    }
+    join();
+    return true;
+  }
+
+  static bool take_columns(const py::tuple& lists, int64_t count, std::vector<Column>* columns) {
     for (int place = 0; place < columns_of_table; ++place) {
       if (lists[static_cast<size_t>(place)].is_none()) {
         continue;
@@ -84,77 +137,106 @@ class AdamTable {
       if (!items.valid || items.count != count) {
         return false;
       }
-      columns_.push_back({place, items.items});
+      columns->push_back({place, items.items});
     }
-    return columns_.size() >= 4 && columns_[3].place == 3;
+    return columns->size() >= 4 && (*columns)[3].place == 3;
   }
 
-  bool read_row(int64_t i) {
+  bool read_row(std::vector<Column>* columns, int64_t i, int64_t count) {
     TensorView param, view;
     AdamRow row{};
     auto* addresses = reinterpret_cast<uintptr_t*>(&row);
-    for (Column& column : columns_) {
+    for (Column& column : *columns) {
       TensorView& here = column.place == 0 ? param : view;
-      TensorReader::get().prefetch(column.items, i, count_);
-      if (!TensorReader::get().read(column.items[i], &here) || !fits(column, here, i == 0)) {
+      TensorReader::get().prefetch(column.items, i, count);
+      if (!TensorReader::get().read(column.items[i], &here)) {
         return false;
       }
-      if (column.place == 0 ? !is_dense(param) : !same_layout(here, param)) {
+      if (i == 0) {
+        begin_column(column.place, here);
+      }
+      if (!fits(column.place, here) || (column.place == 0 ? !is_dense(param) : !same_layout(here, param))) {
         return false;
       }
       addresses[column.place] = here.address();
     }
     row.numel = param.numel();
     row.key = i;
-    for (const Column& column : columns_) {
+    for (const Column& column : *columns) {
       if (row.numel > 0 && addresses[column.place] == 0) {
         return false;
       }
     }
-    if (row.numel > 0) {
-      rows_.push_back(row);
-    }
+    tensors_.push_back(row);
+    layouts_.push_back(layout_hash(param));
     return true;
   }
 
-  bool fits(Column& column, const TensorView& view, bool first) {
-    const TensorType type = type_of(view);
-    if (first) {
-      if (column.place == 0) {
-        device_ = view;
-      }
-      column.type = types_[column.place] = type;
-      sizes_.of[column.place] = size_of(type);
+  void begin_column(int place, const TensorView& first) {
+    if (place == 0) {
+      device_type_ = first.device_type;
+      device_id_ = first.device_id;
     }
-    return type == column.type && type != TensorType::other && same_device(view, device_);
+    types_[place] = type_of(first);
+    sizes_.of[place] = size_of(types_[place]);
   }
 
-  int64_t count_ = 0;  // tensors in each list
-  std::vector<Column> columns_;
+  bool fits(int place, const TensorView& view) const {
+    const TensorType type = type_of(view);
+    return type == types_[place] && type != TensorType::other && view.device_type == device_type_ &&
+           view.device_id == device_id_;
+  }
+
+  // A new reference to the gradient of tensor i; null where something else than it is new.
+  PyObject* follow_row(PyObject* param, size_t i, bool* moved) {
+    const TensorReader& reader = TensorReader::get();
+    AdamRow& row = tensors_[i];
+    TensorView before, view;
+    const bool stays = reader.read(param, &before) && fits(0, before) && layout_hash(before) == layouts_[i] &&
+                       before.address() == reinterpret_cast<uintptr_t>(row.param);
+    PyObject* grad = stays ? reader.grad_of(param) : nullptr;
+    if (grad == nullptr) {
+      PyErr_Clear();
+      return nullptr;
+    }
+    if (!reader.read(grad, &view) || !fits(1, view) || !same_layout(view, before) ||
+        (row.numel > 0 && view.address() == 0)) {
+      Py_DECREF(grad);
+      return nullptr;
+    }
+    void* const address = reinterpret_cast<void*>(view.address());
+    *moved = *moved || row.grad != address;
+    row.grad = address;
+    return grad;
+  }
+
+  void join() {
+    rows_.clear();
+    rows_.reserve(tensors_.size());
+    for (const AdamRow& tensor : tensors_) {
+      if (tensor.numel > 0) {
+        rows_.push_back(tensor);
+      }
+    }
+    if (types_[2] != TensorType::bf16) {
+      rows_.resize(static_cast<size_t>(merge_rows(rows_.data(), static_cast<int64_t>(rows_.size()), sizes_)));
+    }
+  }
+
+  std::vector<AdamRow> tensors_;  // each tensor, empty ones too
+  std::vector<uint64_t> layouts_;  // of each parameter
+  std::vector<AdamRow> rows_;  // without the empty ones, and joined
   TensorType types_[columns_of_table] = {TensorType::other, TensorType::other, TensorType::other,
                                          TensorType::other, TensorType::other, TensorType::other};
   RowElementSizes sizes_{};
-  TensorView device_{};
-  std::vector<AdamRow> rows_;
+  int32_t device_type_ = 0, device_id_ = 0;
 };
 
-py::object adam_table(const py::tuple& lists, uintptr_t before, int64_t rows_before) {
-  if (lists.size() != columns_of_table) {
-    throw std::invalid_argument("an update has six lists");
-  }
-  AdamTable table;
-  if (!TensorReader::get().available() || !table.read(lists)) {
-    return py::none();
-  }
-  const size_t count = table.rows().size(), bytes = count * sizeof(AdamRow);
-  const auto* old = pointer<const void>(before, 8, rows_before, "the table before");
-  const bool same = static_cast<int64_t>(count) == rows_before &&
-                    (count == 0 || std::memcmp(old, table.rows().data(), bytes) == 0);
-  py::object rows = py::none();
-  if (!same) {
-    rows = py::bytearray(reinterpret_cast<const char*>(table.rows().data()), bytes);
-  }
-  return py::make_tuple(rows, table.described());
+bool same_items(const py::list& a, const py::list& b) {
+  const Items left(a), right(b);
+  return left.valid && right.valid && left.count == right.count &&
+         (left.count == 0 ||
+          std::memcmp(left.items, right.items, static_cast<size_t>(left.count) * sizeof(PyObject*)) == 0);
 }
 
 py::object norm_table(const py::handle& tensors, uintptr_t out) {
@@ -188,11 +270,20 @@ py::object norm_table(const py::handle& tensors, uintptr_t out) {
 }  // namespace
 
 void bind_segments(py::module_& m) {
-  m.def("adam_table", &adam_table,
-        "The table of an update from its six lists (None for what there is not): ({rows as bytes, or None where they "
-        "are those of the table before}, {dtype numbers, device type and index of DLPack}). None where a tensor needs a "
-        "closer look.",
-        py::arg("lists"), py::arg("before"), py::arg("rows_before"));
+  py::class_<AdamTable>(m, "AdamTable", "Where the tensors of an update lie, kept from step to step.")
+      .def(py::init<>())
+      .def("read", &AdamTable::read, "Takes in six lists (None for what there is not). False where one needs a closer look.",
+           py::arg("lists"))
+      .def("follow", &AdamTable::follow,
+           "The gradients of `params`, taken in; None where anything but gradients is not as read() found it. The lists "
+           "beside params and gradients are not looked at.",
+           py::arg("params"))
+      .def("same_rows", &AdamTable::same_rows, py::arg("address"), py::arg("rows"))
+      .def("rows", &AdamTable::rows, "The table of pyseq/ops/segments.py.")
+      .def("norm_rows", &AdamTable::norm_rows, "{address, elements, dtype} of each gradient.")
+      .def("described", &AdamTable::described, "{dtype numbers of the columns, device type and index of DLPack}.");
+  m.def("same_items", &same_items, "Whether two lists have the very same objects, without a look at any.", py::arg("a"),
+        py::arg("b"));
   m.def("norm_table", &norm_table,
         "Writes {address, elements, dtype} of each tensor of a list, and returns a mask of the dtypes and DLPack's device "
         "type and index. None where a tensor needs a closer look.",

@@ -71,6 +71,11 @@ class TensorReader {
   // False for what is not a plain torch.Tensor or Parameter with memory of its own. The view is good while the tensor is.
   bool read(PyObject* object, TensorView* view) const;
 
+  // The .grad of what read() takes, a new reference; null with a Python error where there is none to be had.
+  PyObject* grad_of(PyObject* object) const {
+    return Py_TYPE(grad_)->tp_descr_get(grad_, object, reinterpret_cast<PyObject*>(Py_TYPE(object)));
+  }
+
   // Begins to load what read() will need of items[i + some]. Objects that nothing has touched since the last step are not
   // in the cache, and their loads would wait for each other.
   void prefetch(PyObject* const* items, int64_t i, int64_t count) const;
@@ -82,6 +87,7 @@ class TensorReader {
   Read read_ = nullptr;
   PyTypeObject* tensor_ = nullptr;
   PyTypeObject* parameter_ = nullptr;
+  PyObject* grad_ = nullptr;  // the descriptor of Tensor.grad: half the time of looking the attribute up by its name
 };
 
 // Whether the elements fill numel() places in memory, in whatever order.
@@ -89,5 +95,8 @@ bool is_dense(const TensorView& view);
 
 // Whether the same index means the same place in both.
 bool same_layout(const TensorView& a, const TensorView& b);
+
+// A number that tensors of the same layout share, and others do not, but for one in 2^64.
+uint64_t layout_hash(const TensorView& view);
 
 }  // namespace pyseq

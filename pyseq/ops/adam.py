@@ -27,7 +27,7 @@ from pyseq.ops import dispatch
 from pyseq.ops.gpu_memory import UploadedTable, stream_of, workspace
 from pyseq.ops.random import random_words
 from pyseq.ops.remainder import join_master, split_master
-from pyseq.ops.segments import AdamPlan, Columns, check_columns, is_dense
+from pyseq.ops.segments import AdamPlan, Columns, WriteBack, check_columns, is_dense
 
 EpsMode = Literal["torch", "fairseq"]
 GRADS = 1  # the place of gradients among the columns
@@ -178,6 +178,7 @@ def adam_(
     zero_grads: bool = False,
     seed: int = 0,
     plan: AdamPlan | None = None,
+    followed: bool = False,
 ) -> None:
     """One step of Adam in place; see the head of this file.
 
@@ -199,6 +200,8 @@ def adam_(
         zero_grads: leave gradients of zeros.
         seed: of stochastic rounding. The same seed, step and values give the same bits on any device.
         plan: kept by the caller for calls with the same tensors, it saves host time.
+        followed: ``plan.follow`` has just given ``grads``, and the caller knows that the other tensors are those of the
+            call before: the plan looks at none of them again.
 
     Raises:
         TypeError: dtypes that are not listed above.
@@ -217,13 +220,14 @@ def adam_(
     elif torch.compiler.is_compiling():
         _call_operator(columns, rule, scalars)
     else:
-        _update(KERNELS[chosen], AdamPlan() if plan is None else plan, columns, rule, scalars)
-        # Autograd has to know that what it may have saved has changed.
+        plan = AdamPlan() if plan is None else plan
+        copies = [] if followed else plan.update(columns)
+        # Autograd has to know that what it may have saved changes. Now, while what that touches is in the cache.
         torch.autograd.graph.increment_version(params)
+        _update(KERNELS[chosen], plan, copies, rule, scalars)
 
 
-def _update(kernel: type[Kernel], plan: AdamPlan, columns: Columns, rule: Rule, scalars: Scalars) -> None:
-    copies = plan.update(columns)
+def _update(kernel: type[Kernel], plan: AdamPlan, copies: WriteBack, rule: Rule, scalars: Scalars) -> None:
     kernel.update(plan, rule, scalars)
     for place, tensor, copy in copies:
         if place != GRADS:
@@ -374,7 +378,8 @@ def _operator(*arguments: Any) -> None:
     if chosen == "torch":
         reference(columns, rule, scalars)
     else:
-        _update(KERNELS[chosen], AdamPlan(), columns, rule, scalars)
+        plan = AdamPlan()
+        _update(KERNELS[chosen], plan, plan.update(columns), rule, scalars)
 
 
 _library.impl("adam_", _operator, "CompositeExplicitAutograd")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pyseq.ops import dispatch
 from pyseq.ops.gpu_memory import UploadedTable, stream_of, workspace
-from pyseq.ops.segments import DLPACK_DEVICES, dlpack_device, is_dense
+from pyseq.ops.segments import DLPACK_DEVICES, Memory, dlpack_device, is_dense
 
 DTYPE_NUMBERS = {**dispatch.DTYPE_NUMBERS, torch.float64: 3}
 CLIP_EPS = 1e-6
@@ -61,7 +61,11 @@ def grad_norm(tensors: Sequence[Tensor], *, max_norm: float | None = None, scale
     _check_max_norm(max_norm)
     if torch.compiler.is_compiling():
         return norm_from_squares(sum_of_squares(tensors), max_norm=max_norm, scale=scale)
-    memory = _memory_of(tensors)
+    return norm_of(tensors, _memory_of(tensors), max_norm, scale)
+
+
+def norm_of(tensors: Sequence[Tensor], memory: Memory, max_norm: float | None, scale: Tensor | float) -> GradNorm:
+    """:func:`grad_norm` of tensors of which it is known where they lie."""
     kernel, scale = _kernel(memory), _scale_on(memory.device, scale)
     if kernel is None:
         return norm_from_squares(reference(tensors, memory.device), max_norm=max_norm, scale=scale)
@@ -205,26 +209,19 @@ def _launch_cuda(table: Tensor, device: torch.device, *scale_and_results: float)
 KERNELS: dict[str, type[Kernel]] = {"cpp": CppKernel, "triton": TritonKernel, "cuda": CudaKernel}
 
 
-class _Memory(NamedTuple):
-    table: Tensor
-    device: torch.device
-    dtypes: frozenset[torch.dtype]
-    copies: list[Tensor]  # of tensors that leave gaps or overlap: the table has their addresses
-
-
-def _memory_of(tensors: Sequence[Tensor]) -> _Memory:
+def _memory_of(tensors: Sequence[Tensor]) -> Memory:
     """Where the tensors lie. Raises TypeError or ValueError for what has no norm."""
     table = torch.empty(len(tensors), 3, dtype=torch.int64)
     core = dispatch.core()
     found = None if core is None else core.norm_table(tensors, table.data_ptr())
     if found is not None and found[1] in DLPACK_DEVICES:
         dtypes, device_type, index = found
-        return _Memory(table, dlpack_device(device_type, index), _dtypes_of_mask(dtypes), [])
+        return Memory(table, dlpack_device(device_type, index), _dtypes_of_mask(dtypes), [])
     device = _common_device(tensors)
     dense = [tensor if is_dense(tensor) else tensor.contiguous() for tensor in tensors]
     for i, tensor in enumerate(dense):
         table[i] = torch.tensor([tensor.data_ptr(), tensor.numel(), DTYPE_NUMBERS.get(tensor.dtype, -1)])
-    return _Memory(table, device, frozenset(tensor.dtype for tensor in tensors), dense)
+    return Memory(table, device, frozenset(tensor.dtype for tensor in tensors), dense)
 
 
 @functools.cache
@@ -232,7 +229,7 @@ def _dtypes_of_mask(mask: int) -> frozenset[torch.dtype]:
     return frozenset(dtype for dtype, number in DTYPE_NUMBERS.items() if mask >> number & 1)
 
 
-def _kernel(memory: _Memory) -> type[Kernel] | None:
+def _kernel(memory: Memory) -> type[Kernel] | None:
     """The kernel for tensors of all these dtypes; None for the reference."""
     chosen = {dispatch.choose("grad_norm", memory.device.type, dtype) for dtype in memory.dtypes}
     return KERNELS[chosen.pop()] if len(chosen) == 1 and chosen != {"torch"} else None

@@ -43,10 +43,20 @@ class Dtypes(NamedTuple):
     extra: torch.dtype | None
 
 
+class Memory(NamedTuple):
+    """Where tensors lie whose norm is to be taken: the table of pyseq.ops.grad_norm.Kernel."""
+
+    table: Tensor  # int64 [tensors, 3]
+    device: torch.device
+    dtypes: frozenset[torch.dtype]
+    copies: list[Tensor]  # of tensors that leave gaps or overlap: the table has their addresses
+
+
 class AdamPlan:
     """The table of an :func:`pyseq.ops.adam_` call, kept between calls with the same tensors.
 
-    Every call compares the addresses of all tensors with the table, and makes a new one only where some have changed.
+    Every call compares the addresses of all tensors with the table, and makes a new one only where some have changed. A
+    caller that knows that nothing but gradients can have moved calls :meth:`follow` first.
 
     Attributes:
         table: int64 [rows, 8] on the CPU, contiguous. A row is a stretch of memory:
@@ -64,6 +74,7 @@ class AdamPlan:
         self.dtypes = Dtypes(torch.float32, torch.float32, torch.float32, None)
         self.device = torch.device("cpu")
         self.cache: dict[str, Any] = {}
+        self._native: Any = None  # the core's AdamTable; None where it cannot read the tensors
         self._described: tuple[list[int], int, int] | None = None  # dtypes and device as the core names them
 
     def update(self, columns: Columns) -> WriteBack:
@@ -76,25 +87,49 @@ class AdamPlan:
             TypeError, ValueError: the tensors cannot be updated together; see :func:`check_columns`.
         """
         core = dispatch.core()
-        found = None if core is None else core.adam_table(tuple(columns), self.table.data_ptr(), len(self.table))
-        if found is None or not self._take(*found):
+        self._native = self._native or (None if core is None else core.AdamTable())
+        if self._native is None or not self._native.read(tuple(columns)) or not self._take():
+            self._native = None
             check_columns(columns)
             return self._take_slowly(columns)
         return []
 
-    def _take(self, rows: bytearray | None, described: tuple[list[int], int, int]) -> bool:
-        """Take what the core has found; False where it is not something to update."""
-        numbers, device_type, index = described
+    def follow(self, params: list[Tensor]) -> list[Tensor] | None:
+        """Take in where the gradients of ``params`` lie, which are those of the last :meth:`update`.
+
+        Parameters are looked at; all other tensors are taken to lie where they did.
+
+        Returns:
+            The gradients; None where the parameters or the kind of gradients have changed: :meth:`update` then.
+        """
+        grads: list[Tensor] | None = None if self._native is None else self._native.follow(params)
+        if grads is not None:
+            self._set_table_if_new()
+        return grads
+
+    def gradients(self) -> Memory:
+        """Where the gradients lie, after :meth:`follow`."""
+        rows = torch.frombuffer(self._native.norm_rows(), dtype=torch.int64).view(-1, 3)
+        return Memory(rows, self.device, frozenset([self.dtypes.grad]), [])
+
+    def _take(self) -> bool:
+        """Take what the core has read; False where it is not something to update."""
+        described = self._native.described()
         if described != self._described:
+            numbers, device_type, index = described
             kinds = [None if number < 0 else TENSOR_TYPES[number] for number in numbers]
             if device_type not in DLPACK_DEVICES or not _takes(kinds):
                 return False
             self.dtypes = Dtypes(kinds[0], kinds[1], kinds[2], kinds[5])  # type: ignore[arg-type]
             self.device = dlpack_device(device_type, index)
             self._described = described
-        if rows is not None:
-            self._set_table(torch.frombuffer(rows, dtype=torch.int64).view(-1, 8) if rows else NO_ROWS)
+        self._set_table_if_new()
         return True
+
+    def _set_table_if_new(self) -> None:
+        if not self._native.same_rows(self.table.data_ptr(), len(self.table)):
+            rows = self._native.rows()
+            self._set_table(torch.frombuffer(rows, dtype=torch.int64).view(-1, 8) if rows else NO_ROWS)
 
     def _take_slowly(self, columns: Columns) -> WriteBack:
         params = columns[0]

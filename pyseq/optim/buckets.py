@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyseq.ops import dispatch
 from pyseq.ops.segments import AdamPlan
+from pyseq.optim.adam_state import EXTRAS, MOMENTS
 from pyseq.optim.sharded import is_dtensor, local
 
 State = dict[str, Any]
@@ -18,19 +20,32 @@ State = dict[str, Any]
 class Signature(NamedTuple):
     """What the arrangement of parameters in buckets depends on. Objects stand for themselves: compared by identity."""
 
-    params: list[Tensor]
+    groups: list[tuple[list[Tensor], bool]]  # parameters; amsgrad
     states: list[Any]  # the keys and values of the optimizer's state
-    kinds: list[torch.dtype | None]  # of each gradient
-    groups: list[tuple[int, bool]]  # how many parameters; amsgrad
+    kinds: list[torch.dtype | None]  # of the gradient of each parameter
 
     def matches(self, other: Signature) -> bool:
         return (
-            self.groups == other.groups
-            and len(self.states) == len(other.states)
-            and all(map(operator.is_, self.params, other.params))
-            and all(map(operator.is_, self.states, other.states))
-            and all(map(operator.is_, self.kinds, other.kinds))
+            len(self.groups) == len(other.groups)
+            and all(a is b and same_items(p, q) for (p, a), (q, b) in zip(self.groups, other.groups))
+            and same_items(self.states, other.states)
+            and same_items(self.kinds, other.kinds)
         )
+
+    def same_parameters(self, groups: list[dict[str, Any]]) -> bool:
+        return len(groups) == len(self.groups) and all(
+            group["amsgrad"] is amsgrad and same_items(group["params"], params)
+            for group, (params, amsgrad) in zip(groups, self.groups)
+        )
+
+
+def same_items(a: list[Any], b: list[Any]) -> bool:
+    """Whether the very same objects are in both."""
+    core = dispatch.core()
+    if core is not None:
+        same: bool = core.same_items(a, b)  # without a look at any, which would be far away in memory
+        return same
+    return len(a) == len(b) and all(map(operator.is_, a, b))
 
 
 @dataclass
@@ -44,6 +59,8 @@ class Bucket:
     states: list[State] = field(default_factory=list)
     plan: AdamPlan = field(default_factory=AdamPlan)
     sharded: bool = False
+    columns: dict[str, list[Tensor]] = field(default_factory=dict)  # the states as lists, as last looked up
+    _memory: list[tuple[torch.UntypedStorage, int, int]] | None = None  # what they lie in: address, size
 
     def add(self, index: int, param: Tensor, state: State) -> None:
         self.indices.append(index)
@@ -52,12 +69,29 @@ class Bucket:
         self.states.append(state)
         self.sharded = self.sharded or is_dtensor(param)
 
-    def column(self, key: str) -> list[Tensor] | None:
-        """What ``key`` is in the states, looked up anew: users may have put another tensor there."""
-        if key not in self.states[0]:
+    def look_up(self) -> None:
+        """Fill :attr:`columns` anew: users may have put another tensor there."""
+        keys = [key for key in self.states[0] if key in (*MOMENTS, *EXTRAS)]
+        held = {key: [state[key] for state in self.states] for key in keys}
+        self.columns = {key: list(map(local, column)) for key, column in held.items()} if self.sharded else held
+        self._memory = None
+
+    def follow(self) -> list[Tensor] | None:
+        """The gradients, if nothing but them has changed since the last update; the states are not looked at.
+
+        They cannot have moved as long as nobody has them, unless someone takes away the memory that they share with
+        what ``state_dict`` gives.
+        """
+        if self.sharded:
             return None
-        held = [state[key] for state in self.states]
-        return [local(tensor) for tensor in held] if self.sharded else held
+        if self._memory is None:
+            storages = {
+                s.data_ptr(): s for column in self.columns.values() for s in map(Tensor.untyped_storage, column)
+            }
+            self._memory = [(s, address, s.nbytes()) for address, s in storages.items()]
+        if any(s.data_ptr() != address or s.nbytes() != size for s, address, size in self._memory):
+            return None
+        return self.plan.follow(self.params)
 
 
 def part_ways(buckets: list[Bucket], idle: list[State]) -> None:

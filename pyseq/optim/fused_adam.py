@@ -13,12 +13,13 @@ from torch import Tensor
 
 from pyseq.errors import ConfigError
 from pyseq.ops.adam import EpsMode, adam_
-from pyseq.ops.grad_norm import grad_norm
+from pyseq.ops.grad_norm import grad_norm, norm_of
 from pyseq.optim.adam_state import Masters, State, StatePolicy, complete, load
 from pyseq.optim.buckets import Bucket, Signature, part_ways
 from pyseq.optim.clip_grad import measure
-from pyseq.optim.not_compiled import TorchOptimizer, not_compiled
+from pyseq.optim.not_compiled import not_compiled
 from pyseq.optim.sharded import local, placed_like
+from pyseq.optim.unseen_state import UnseenStateOptimizer
 
 _GRAD, _DTYPE = operator.attrgetter("grad"), operator.attrgetter("dtype")  # half the time of a list comprehension
 
@@ -27,7 +28,7 @@ class SparseGradientError(ConfigError, RuntimeError):
     """A gradient is sparse, and the optimizer takes dense ones only."""
 
 
-class FusedAdam(TorchOptimizer):
+class FusedAdam(UnseenStateOptimizer):
     """:class:`torch.optim.Adam` (and, as :class:`FusedAdamW`, AdamW): the same arguments, groups, hooks and state_dict.
 
     A step reads and writes every parameter, gradient and state once. It neither waits for the device nor changes
@@ -106,6 +107,7 @@ class FusedAdam(TorchOptimizer):
             "decoupled_weight_decay": decoupled_weight_decay,
         }
         super().__init__(params, defaults)
+        self._state_was_seen = False  # it is new and empty
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
@@ -150,15 +152,19 @@ class FusedAdam(TorchOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        buckets, grads = self._arrange()
-        together = len(buckets) == 1 and not buckets[0].sharded
-        factor, grad_scale, found_inf = self._gradient_factors(grads, together, max_norm, factor, found_inf)
+        followed = self._follow()
+        buckets, grads = self._arrange() if followed is None else followed
+        factor, grad_scale, found_inf = self._gradient_factors(
+            buckets, grads, followed is not None, max_norm, factor, found_inf
+        )
         for number, bucket in enumerate(buckets):
             own = [grads[i] for i in bucket.indices]
             parts = (
                 [local(placed_like(grad, param)) for grad, param in zip(own, bucket.owners)] if bucket.sharded else own
             )
-            self._update(bucket, parts, number, factor, grad_scale, found_inf, zero_grads)
+            if followed is None:
+                bucket.look_up()
+            self._update(bucket, parts, number, factor, grad_scale, found_inf, zero_grads, followed is not None)
             if zero_grads and bucket.sharded:
                 for grad in own:  # what was updated from is a copy where the gradient was spread differently
                     local(grad).zero_()
@@ -166,16 +172,14 @@ class FusedAdam(TorchOptimizer):
 
     def _gradient_factors(
         self,
+        buckets: list[Bucket],
         grads: list[Any],
-        together: bool,
+        followed: bool,
         max_norm: float | None,
         factor: Tensor | float | None,
         found_inf: Tensor | None,
     ) -> tuple[Tensor | float | None, Tensor | None, Tensor | None]:
-        """What multiplies the gradients, what divides them, and whether the step is left out.
-
-        ``together``: one bucket has all the gradients there are, and this rank all of them.
-        """
+        """What multiplies the gradients, what divides them, and whether the step is left out."""
         grad_scale = getattr(self, "grad_scale", None)
         found_inf = _either(found_inf, getattr(self, "found_inf", None))
         if max_norm is None:
@@ -183,10 +187,13 @@ class FusedAdam(TorchOptimizer):
         scale = 1.0 if factor is None else factor
         scale = scale if grad_scale is None else scale / grad_scale
         there = [grad for grad in grads if grad is not None]
-        if together:  # what sorts gradients by device and mesh takes longer than the norm of small ones
-            norm = grad_norm(there, max_norm=max_norm if max_norm < math.inf else None, scale=scale)
-        else:
+        limit = max_norm if max_norm < math.inf else None
+        if len(buckets) != 1 or buckets[0].sharded:
             norm = measure(there, max_norm=max_norm, scale=scale)
+        elif followed:
+            norm = norm_of(there, buckets[0].plan.gradients(), limit, scale)
+        else:  # what sorts gradients by device and mesh takes longer than the norm of small ones
+            norm = grad_norm(there, max_norm=limit, scale=scale)
         self.grad_norm = norm.norm
         return norm.factor, None, _either(found_inf, norm.found_inf)
 
@@ -199,23 +206,25 @@ class FusedAdam(TorchOptimizer):
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
         zero_grads: bool,
+        followed: bool,
     ) -> None:
+        columns = bucket.columns
         group, step = bucket.group, bucket.states[0]["step"]
         beta1, beta2 = map(float, group["betas"])
         adam_(
             bucket.params,
             grads,
-            bucket.column("exp_avg") or [],
-            bucket.column("exp_avg_sq") or [],
+            columns["exp_avg"],
+            columns["exp_avg_sq"],
             step=step,
             lr=_number_or_tensor(group["lr"]),
             beta1=beta1,
             beta2=beta2,
             eps=group["eps"],
             weight_decay=group["weight_decay"],
-            max_exp_avg_sqs=bucket.column("max_exp_avg_sq") if group["amsgrad"] else None,
-            masters=bucket.column("master"),
-            remainders=bucket.column("remainder"),
+            max_exp_avg_sqs=columns["max_exp_avg_sq"] if group["amsgrad"] else None,
+            masters=columns.get("master"),
+            remainders=columns.get("remainder"),
             decoupled=group["decoupled_weight_decay"],
             eps_mode=self.eps_mode,
             maximize=group["maximize"],
@@ -225,24 +234,42 @@ class FusedAdam(TorchOptimizer):
             zero_grads=zero_grads,
             seed=self.seed + number,
             plan=bucket.plan,
+            followed=followed,
         )
         if bucket.sharded:  # autograd looks at the DTensors, and has been told of their local parts only
             torch.autograd.graph.increment_version(bucket.owners)
+
+    def _follow(self) -> tuple[list[Bucket], list[Any]] | None:
+        """As :meth:`_arrange`, where nothing but gradients can have changed since the last step; else None."""
+        if self._arranged is None or self._state_was_seen:
+            return None
+        signature, buckets = self._arranged
+        if not signature.same_parameters(self.param_groups):
+            return None
+        grads: list[Any] = [None] * len(signature.kinds)
+        for bucket in buckets:
+            own = bucket.follow()
+            if own is None:
+                return None
+            for i, grad in zip(bucket.indices, own):
+                grads[i] = grad
+        params = (param for group in self.param_groups for param in group["params"])
+        idle = (param for param, kind in zip(params, signature.kinds) if kind is None)
+        return None if any(param.grad is not None for param in idle) else (buckets, grads)
 
     def _arrange(self) -> tuple[list[Bucket], list[Any]]:
         """The buckets of all parameters that have a gradient, and the gradients of all parameters (None included)."""
         params = [param for group in self.param_groups for param in group["params"]]
         grads = list(map(_GRAD, params))
-        kinds = _dtypes(grads)
-        groups = [(len(group["params"]), group["amsgrad"]) for group in self.param_groups]
-        signature = Signature(params, self._state_objects(), kinds, groups)
+        groups = [(list(group["params"]), group["amsgrad"]) for group in self.param_groups]
+        signature = Signature(groups, self._state_objects(), _dtypes(grads))
         if self._arranged is None or not signature.matches(self._arranged[0]):
             buckets = self._new_buckets(params, grads)
             self._arranged = signature._replace(states=self._state_objects()), buckets
         return self._arranged[1], grads
 
     def _state_objects(self) -> list[Any]:
-        return [*self.state, *self.state.values()]
+        return [*self._state, *self._state.values()]
 
     def _new_buckets(self, params: list[Tensor], grads: list[Any]) -> list[Bucket]:
         group_of = [number for number, group in enumerate(self.param_groups) for _ in group["params"]]
@@ -258,16 +285,16 @@ class FusedAdam(TorchOptimizer):
             if self.policy.state_dtype == torch.float32:  # bf16 states are rounded by the place in the list
                 indices.sort(key=lambda i: local(params[i]).data_ptr())  # neighbours in memory are one stretch
             for i in indices:
-                state = self.state[params[i]]
+                state = self._state[params[i]]
                 bucket = buckets.setdefault((*key, id(state["step"]), state["exp_avg"].dtype), Bucket(group))
                 bucket.add(i, params[i], state)
         found = list(buckets.values())
-        part_ways(found, [self.state[p] for p, grad in zip(params, grads) if grad is None and self.state.get(p)])
+        part_ways(found, [self._state[p] for p, grad in zip(params, grads) if grad is None and self._state.get(p)])
         return found
 
     def _complete(self, params: list[Tensor], amsgrad: bool) -> None:
         """Give parameters of one dtype on one device the state that they lack."""
-        states = [self.state[param] for param in params]
+        states = [self._state[param] for param in params]
         fresh = [state for state in states if "step" not in state]
         if fresh:
             step = torch.zeros((), dtype=torch.float32, device=local(params[0]).device)
@@ -284,17 +311,17 @@ class FusedAdam(TorchOptimizer):
 
     # State in and out.
 
-    def state_dict(self) -> dict[str, Any]:
-        """As torch.optim.Adam's. Every parameter has a step of its own there, as torch counts each by itself."""
-        packed: dict[str, Any] = super().state_dict()
+    def _handed_out(self, packed: dict[str, Any]) -> dict[str, Any]:
+        """With a step for every parameter of its own, as torch counts each by itself."""
+        packed = super()._handed_out(packed)
         holders: dict[int, list[Any]] = {}
         for key, state in packed["state"].items():
             if "step" in state:
-                holders.setdefault(id(state["step"]), []).append(key)
+                holders.setdefault(state["step"].data_ptr(), []).append(key)
         for keys in holders.values():
             steps = packed["state"][keys[0]]["step"].expand(len(keys)).clone().unbind()
             for key, step in zip(keys, steps):
-                packed["state"][key] = {**packed["state"][key], "step": step}
+                packed["state"][key]["step"] = step
         return packed
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -317,21 +344,23 @@ class FusedAdam(TorchOptimizer):
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state = {**state, "state": self._unsealed(state)}
-        super().__setstate__(state)
+        super().__setstate__({key: value for key, value in state.items() if key != "state"})
+        self._state, self._state_was_seen = self._opened(state)
         self._arranged = None
         for group in self.param_groups:
             for key, value in self.defaults.items():
                 group.setdefault(key, value)
 
-    def _unsealed(self, state: dict[str, Any]) -> Any:
-        if not any(isinstance(value, Sealed) for value in state["state"].values()):
-            return state["state"]
-        opened = defaultdict(dict, {key: sealed.value for key, sealed in state["state"].items()})
+    def _opened(self, state: dict[str, Any]) -> tuple[defaultdict[Tensor, Any], bool]:
+        """The states, and whether others may hold them; those that are sealed as copies in our form."""
+        held = state["state"]
+        opened = defaultdict(dict, {k: v.value if isinstance(v, Sealed) else v for k, v in held.items()})
+        if not any(isinstance(value, Sealed) for value in held.values()):
+            return opened, len(opened) > 0
         for group in state["param_groups"]:
             params = [param for param in group["params"] if param in opened]
             opened.update(zip(params, load(self.policy, params, [opened[param] for param in params])))
-        return opened
+        return opened, False
 
 
 class FusedAdamW(FusedAdam):

@@ -14,10 +14,10 @@ GIB = 1 << 30
 @pytest.mark.parametrize(("rows", "classes"), [(4096, 10_000), (2048, 32_000), (16_384, 50_257)])
 def test_a_chunk_on_the_cpu_is_a_small_share(rows: int, classes: int) -> None:
     chunk = chunk_rows(rows, classes, 4, "cpu")
-    assert CPU_LEAST_ROWS <= chunk < rows / 20
+    assert CPU_LEAST_ROWS <= chunk < rows / 25, "the little else that a call allocates must fit into 5 %, too"
 
 
-@pytest.mark.parametrize("rows", [1, 2, 79, 80, 81, 159])
+@pytest.mark.parametrize("rows", [1, 2, 75, 76, 77, 151])
 def test_few_rows_are_one_chunk(rows: int) -> None:
     for device in ("cpu", "cuda"):
         assert chunk_rows(rows, 128_256, 4, device, GIB) == rows
@@ -47,6 +47,6 @@ def test_every_size_gives_chunks_that_work(
     assert 1 <= chunk <= max(rows, 1)
     if device == "cpu":
         least = CPU_LEAST_ROWS * (2 if itemsize == 2 else 1)
-        assert min(rows, least) <= chunk <= max(-(-rows // 24), 2 * least)
+        assert min(rows, least) <= chunk <= max(-(-rows // 26), 2 * least)
     else:
         assert min(rows, GPU_LEAST_ROWS) // 2 <= chunk <= GPU_MOST_ROWS

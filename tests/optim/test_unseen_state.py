@@ -1,0 +1,212 @@
+"""Whatever a user puts in the place of a parameter, a gradient or a state between two steps is what the next step uses.
+
+Steps do not look where states lie as long as nobody can have had them in hand, so every way to get at them is tried.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pyseq import ops
+from pyseq.ops.segments import AdamPlan
+from pyseq.optim import FusedAdamW
+
+SHAPES = [(6, 4), (5,), (4, 3), (7,)]
+
+
+def made(kind, **options):
+    generator = torch.Generator().manual_seed(5)
+    params = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
+    return params, kind(params, lr=0.1, **options)
+
+
+def step(optimizer, params, t, idle=()):
+    generator = torch.Generator().manual_seed(t)
+    for i, p in enumerate(params):
+        grad = torch.randn(SHAPES[i], generator=generator)
+        p.grad = None if i in idle else grad.view(p.shape)
+    optimizer.step()
+
+
+def new_parameter_memory(optimizer, params):
+    params[0].data = params[0].data * 2
+
+
+def same_memory_in_another_order(optimizer, params):
+    params[0].data = params[0].data.reshape(4, 6).t()
+
+
+def parameters_in_another_order(optimizer, params):
+    optimizer.param_groups[0]["params"].reverse()
+
+
+def another_state(optimizer, params):
+    optimizer.state[params[1]]["exp_avg"] = torch.full((5,), 0.5)
+
+
+def a_state_moved_by_data(optimizer, params):
+    for state in optimizer.state.values():
+        state["exp_avg_sq"].data = state["exp_avg_sq"].data * 3
+
+
+def a_state_written_to(optimizer, params):
+    optimizer.state[params[2]]["exp_avg"].mul_(-2)
+
+
+def a_state_written_to_by_state_dict(optimizer, params):
+    optimizer.state_dict()["state"][2]["exp_avg"].mul_(-2)
+
+
+def a_state_lost(optimizer, params):
+    optimizer.state.pop(params[3])
+
+
+def new_states(optimizer, params):
+    optimizer.state = type(optimizer.state)(
+        dict,
+        {p: {k: v.clone() + (k != "step") for k, v in state.items()} for p, state in optimizer.state.items()},
+    )
+
+
+def loaded_states(optimizer, params):
+    saved = optimizer.state_dict()
+    saved["state"] = {i: {**state, "exp_avg": state["exp_avg"] * 4} for i, state in saved["state"].items()}
+    optimizer.load_state_dict(saved)
+
+
+def another_setting(optimizer, params):
+    optimizer.param_groups[0].update(lr=0.3, betas=(0.5, 0.7), weight_decay=0.2)
+
+
+CHANGES = [
+    new_parameter_memory,
+    same_memory_in_another_order,
+    parameters_in_another_order,
+    another_state,
+    a_state_moved_by_data,
+    a_state_written_to,
+    a_state_written_to_by_state_dict,
+    a_state_lost,
+    new_states,
+    loaded_states,
+    another_setting,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_between_steps_counts(change):
+    results = []
+    for kind in (FusedAdamW, torch.optim.AdamW):
+        params, optimizer = made(kind)
+        for t in range(3):
+            step(optimizer, params, t)
+        change(optimizer, params)
+        for t in range(3, 6):
+            step(optimizer, params, t)
+        results.append([p.detach() for p in params])
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_what_was_taken_in_hand_before_the_first_step_is_still_looked_at():
+    results = []
+    for kind in (FusedAdamW, torch.optim.AdamW):
+        params, optimizer = made(kind)
+        held = optimizer.state
+        for t in range(6):
+            if t == 3:
+                held[params[0]]["exp_avg"] = torch.ones(6, 4)
+            step(optimizer, params, t)
+        results.append([p.detach() for p in params])
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("idle", [[(), (1,), (1,), (), (0, 2), ()], [(1,), (1,), (1,), (), (), ()]])
+def test_gradients_may_come_and_go(idle):
+    results = []
+    for kind in (FusedAdamW, torch.optim.AdamW):
+        params, optimizer = made(kind)
+        for t, without in enumerate(idle):
+            step(optimizer, params, t, without)
+        results.append([p.detach() for p in params])
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_the_order_of_a_gradients_memory_counts():
+    results = []
+    for kind in (FusedAdamW, torch.optim.AdamW):
+        params, optimizer = made(kind)
+        for t in range(6):
+            generator = torch.Generator().manual_seed(t)
+            for p in params:
+                grad = torch.randn(p.shape, generator=generator)
+                p.grad = grad.t().contiguous().t() if t % 2 and grad.dim() == 2 else grad
+            optimizer.step()
+        results.append([p.detach() for p in params])
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_a_hook_that_looks_at_the_state_is_noticed():
+    results = []
+    for kind in (FusedAdamW, torch.optim.AdamW):
+        params, optimizer = made(kind)
+        held = []
+        optimizer.register_state_dict_pre_hook(lambda optimizer, held=held: held.append(optimizer.state))
+        for t in range(6):
+            if t == 2:
+                optimizer.state_dict()
+            if t == 3:
+                held[0][params[0]]["exp_avg"] = torch.ones(6, 4)
+            step(optimizer, params, t)
+        results.append([p.detach() for p in params])
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_a_hook_is_not_handed_the_tensors_themselves():
+    params, optimizer = made(FusedAdamW)
+    handed = []
+    optimizer.register_state_dict_post_hook(lambda optimizer, packed: handed.append(packed))
+    step(optimizer, params, 0)
+    optimizer.state_dict()
+    for key, value in handed[0]["state"][0].items():
+        assert value is not optimizer.state[params[0]][key], key
+
+
+def test_memory_taken_away_is_an_error_and_not_written_to():
+    params, optimizer = made(FusedAdamW)
+    for t in range(2):
+        step(optimizer, params, t)
+    optimizer.state_dict()["state"][0]["exp_avg"].untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="exp_avg"):
+        step(optimizer, params, 2)
+
+
+def followed_steps(optimizer, params, monkeypatch, idle=()):
+    """Of the next three steps, how many do not look where states lie."""
+    looks = []
+    update = AdamPlan.update
+    monkeypatch.setattr(AdamPlan, "update", lambda plan, columns: looks.append(0) or update(plan, columns))
+    for t in range(3):
+        step(optimizer, params, t, idle)
+    monkeypatch.undo()
+    return 3 - len(looks)
+
+
+def test_states_are_looked_at_only_where_someone_may_have_moved_them(monkeypatch):
+    # That is what makes a step over thousands of small tensors fast; a state dict in between does not end it.
+    if ops.dispatch.core() is None:
+        pytest.skip("the compiled core is not there")
+    params, optimizer = made(FusedAdamW)
+    probe = ops.dispatch.core().AdamTable()
+    if not probe.read(([params[0]], [params[0].detach()], [params[0].detach()], [params[0].detach()], None, None)):
+        pytest.skip("this torch does not tell where tensors lie")
+    assert followed_steps(optimizer, params, monkeypatch) == 2
+    optimizer.state_dict()
+    assert followed_steps(optimizer, params, monkeypatch) == 3
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert followed_steps(optimizer, params, monkeypatch) == 2
+    assert followed_steps(optimizer, params, monkeypatch, idle=(1,)) == 2
+    assert followed_steps(optimizer, params, monkeypatch, idle=(1,)) == 3
+    assert optimizer.state
+    assert followed_steps(optimizer, params, monkeypatch, idle=(1,)) == 0
