@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine, plot, report, targets
-from benchmarks.harness import Case, Mismatch, Unavailable, run_case, select
 from pyseq.training.allocator import keep_freed_memory
 
-DEFAULT_FOLDER = machine.ROOT / "build" / "benchmarks"
+from . import machine, plot, report, targets
+from .harness import Case, Mismatch, Unavailable, run_case, select
+
+DEFAULT_FOLDER = machine.work_folder()
 
 
 class Progress:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report, summary
-from benchmarks.summary import Spread
+from . import report, summary
+from .summary import Spread
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Change:
 
 def _normalised(case: dict[str, Any], side: dict[str, Any]) -> Spread | None:
     yardsticks = [one for one in case["sides"] if one["ceiling"] is not None and one is not side]
-    return summary.paired(side["seconds"], yardsticks[0]["seconds"]) if yardsticks else None
+    return summary.paired(summary.times(side), yardsticks[0]["seconds"]) if yardsticks else None
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
@@ -68,7 +68,7 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
 def _change(
     name: str, old_case: dict[str, Any], old: dict[str, Any], new_case: dict[str, Any], new: dict[str, Any]
 ) -> Change:
-    before, after = summary.spread(old["seconds"]), summary.spread(new["seconds"])
+    before, after = summary.spread(summary.times(old)), summary.spread(summary.times(new))
     before_share, after_share = _normalised(old_case, old), _normalised(new_case, new)
     normalised = None
     judged = before, after

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import summary
-from benchmarks.harness import Unavailable
+from . import summary
+from .harness import Unavailable
 
 OURS, OTHERS, CEILING = "#1f5fa8", "#b9bec6", "#444444"
 

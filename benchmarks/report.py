@@ -22,8 +22,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from benchmarks import summary, targets
-from benchmarks.summary import Row, Spread
+from . import summary, targets
+from .summary import Row, Spread
 
 ROOT = Path(__file__).resolve().parents[1]
 BUSY = 0.7  # load average above which a run was not alone

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import summary
+from . import summary
 
 Measure = Callable[[dict[str, Any]], float]
 

@@ -8,8 +8,8 @@
 --help tells the rest.
 """
 
-from benchmarks import command
-from benchmarks.ops.cases import CASES
+from .. import command
+from .cases import CASES
 
 if __name__ == "__main__":
     raise SystemExit(command.main(CASES, description=__doc__))
