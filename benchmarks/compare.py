@@ -1,4 +1,4 @@
-"""Two runs of the same cases, side by side: ``python -m benchmarks.compare BEFORE.json AFTER.json``.
+"""Two runs of the same cases, side by side: ``python -m benchmarks compare BEFORE.json AFTER.json``.
 
 For each side: the change of its median time, the change of its time over the case's yardstick (which takes out that one
 run found the machine slower), and the noise, which is how far the samples of the two runs spread. A change that is no
@@ -28,6 +28,7 @@ class Change:
     time: float
     against_yardstick: float | None
     noise: float
+    unit: str  # of work, where times are those of one
 
     @property
     def verdict(self) -> str:
@@ -76,7 +77,20 @@ def _change(
         normalised = after_share.median / before_share.median - 1
         judged = before_share, after_share
     noise = (judged[0].noise ** 2 + judged[1].noise ** 2) ** 0.5
-    return Change(name, new["name"], before, after, after.median / before.median - 1, normalised, noise)
+    return Change(
+        name,
+        new["name"],
+        before,
+        after,
+        after.median / before.median - 1,
+        normalised,
+        noise,
+        new_case.get("unit", "") if "amount" in new else "",
+    )
+
+
+def _text(seconds: float, unit: str) -> str:
+    return f"{1 / seconds:,.0f} {unit}/s" if unit else f"{report.milliseconds(seconds)} ms"
 
 
 def table(found: list[Change]) -> str:
@@ -84,8 +98,8 @@ def table(found: list[Change]) -> str:
         {
             "case": change.case,
             "side": change.side,
-            "before ms": report.milliseconds(change.before.median),
-            "after ms": report.milliseconds(change.after.median),
+            "before": _text(change.before.median, change.unit),
+            "after": _text(change.after.median, change.unit),
             "time": f"{change.time:+.1%}",
             "against yardstick": "" if change.against_yardstick is None else f"{change.against_yardstick:+.1%}",
             "noise": f"{change.noise:.1%}",

@@ -42,7 +42,9 @@ class Counter:
         if sources is not None:
             s = np.asarray(sources, dtype=np.float64)
             total += FORWARD_AND_BACKWARD * (self.encoder + self.cross) * s.sum()
-            total += 2 * FORWARD_AND_BACKWARD * (self.encoder_width * (s * s).sum() + self.decoder_width * (s * t).sum())
+            total += (
+                2 * FORWARD_AND_BACKWARD * (self.encoder_width * (s * s).sum() + self.decoder_width * (s * t).sum())
+            )
         return float(total)
 
 

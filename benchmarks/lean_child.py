@@ -1,4 +1,4 @@
-"""The lean loop on pyseq's batches and initial weights: ``python -m benchmarks.lean_child WARM_UP fp32|bf16 [options]``.
+"""The lean loop on pyseq's batches and weights: ``python -m benchmarks.lean_child WARM_UP fp32|bf16 [options]``.
 
 The options are those of pyseq-train. Batches are made before the clock starts, so that the loop never waits for data.
 Prints the same figures as train_child.

@@ -50,7 +50,7 @@ class Attention(nn.Module):
             q, k, v = self.inputs(x).chunk(3, dim=-1)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))  # B x H x T x D
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-        return self.output(x.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.output(x.transpose(1, 2).flatten(2))
 
 
 class Layer(nn.Module):
@@ -72,7 +72,7 @@ class Layer(nn.Module):
         x = self.norm(x + self.drop(self.attention(x, None, mask, causal)))
         if self.cross is not None and self.cross_norm is not None:
             x = self.cross_norm(x + self.drop(self.cross(x, memory, seen, False)))
-        return self.last_norm(x + self.drop(self.down(F.relu(self.up(x)))))  # type: ignore[no-any-return]
+        return self.last_norm(x + self.drop(self.down(F.relu(self.up(x)))))
 
     def drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
@@ -81,12 +81,16 @@ class Layer(nn.Module):
 class Transformer(nn.Module):
     """Encoder and decoder, or the decoder alone; one embedding for everything, sinusoidal positions."""
 
+    table: Tensor
+
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
         self.sizes = sizes
         self.embedding = nn.Embedding(sizes.symbols, sizes.width, sizes.padding)
         self.encoder = nn.ModuleList(Layer(sizes, cross=False) for _ in range(sizes.encoder_layers))
-        self.decoder = nn.ModuleList(Layer(sizes, cross=bool(sizes.encoder_layers)) for _ in range(sizes.decoder_layers))
+        self.decoder = nn.ModuleList(
+            Layer(sizes, cross=bool(sizes.encoder_layers)) for _ in range(sizes.decoder_layers)
+        )
         self.register_buffer("table", sinusoids(POSITIONS, sizes.width), persistent=False)
 
     def forward(self, source: Tensor | None, inputs: Tensor) -> Tensor:
@@ -156,9 +160,14 @@ def train(
     model: Transformer, batches: list[Batch], training: Training, watch: Stopwatch, after: Callable[[int], Any]
 ) -> list[Tensor]:
     """Train on each batch once; ``after`` is called with the number of updates done. Returns losses a token."""
-    decay = {"weight_decay": training.weight_decay} if training.weight_decay else {}
-    make = torch.optim.AdamW if decay else torch.optim.Adam
-    optimizer = make(model.parameters(), lr=0.0, betas=training.betas, eps=1e-8, fused=True, **decay)
+    options: dict[str, Any] = {
+        "betas": training.betas,
+        "eps": 1e-8,
+        "fused": True,
+        "weight_decay": training.weight_decay,
+    }
+    make = torch.optim.AdamW if training.weight_decay else torch.optim.Adam
+    optimizer = make(model.parameters(), lr=0.0, **options)
     parameters = list(model.parameters())
     device = parameters[0].device.type
     losses = []

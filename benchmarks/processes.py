@@ -72,7 +72,7 @@ def child_command(module: str) -> list[str]:
 
 
 def environment(more: Mapping[str, str] | None = None, own: bool = True) -> dict[str, str]:
-    """Of a process: this one's, as many threads as torch has here, and ``more``. ``own``: it may import this package."""
+    """Of a process: this one's, as many threads as torch has here, and ``more``. ``own``: it imports this package."""
     found = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONUNBUFFERED": "1"}
     if own and PACKAGE == "benchmarks":
         found["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -95,7 +95,7 @@ def execute(
         launch = [sys.executable, "-I", "-S", str(LAUNCHER), str(usage), *map(str, command)]
         (Path(folder) / "work").mkdir()
         lines, in_time = _follow(launch, env or environment(), Path(folder) / "work", time_limit)
-        found = json.loads(usage.read_text()) if usage.is_file() else {"code": "none"}
+        found: dict[str, Any] = json.loads(usage.read_text()) if usage.is_file() else {"code": "none"}
     if not in_time:
         raise CommandFailed(f"not done after {time_limit:.0f} s: {_shown(command)}\n{_last(lines)}")
     if found["code"] != 0:

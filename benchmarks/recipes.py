@@ -87,7 +87,7 @@ def with_bf16(variant: Variant) -> Variant:
     return Variant(f"{variant.name}, bf16", (*variant.flags, "--bf16"), variant.environment, bf16=True)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def need_flags(arguments: tuple[str, ...], flags: tuple[str, ...]) -> None:
     """Raises Unavailable for flags that this pyseq-train does not know."""
     from pyseq.cli.plugins import load_plugins

@@ -1,4 +1,4 @@
-"""What the user points cases at. Options of the command set these variables, so that cases and children can read them."""
+"""What the user points cases at: variables that options of the command set, so that every case can read them."""
 
 from __future__ import annotations
 

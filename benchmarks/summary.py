@@ -42,6 +42,7 @@ def paired(numerators: Sequence[float], denominators: Sequence[float]) -> Spread
     return spread([a / b for a, b in zip(numerators, denominators)])
 
 
+PARTS = ("data wait", "forward", "criterion", "backward", "tail")  # of a training update
 PART = "part:"  # begins the keys of samples that are seconds of a part of an update
 
 

@@ -16,8 +16,7 @@ import torch
 
 from .flops import Counter, lengths_of
 from .processes import tell
-
-PARTS = ("data wait", "forward", "criterion", "backward", "tail")
+from .summary import PARTS
 
 
 class Clock:
