@@ -14,6 +14,7 @@ PYSEQ_DATA, or the options --reference and --data. Add --help to a subcommand fo
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 
 import torch
@@ -57,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def cli_main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and the processes of a case end, too
     sys.exit(main())
 
 

@@ -6,8 +6,10 @@ python -m benchmarks.corpora iwslt-model    trains the model that generate/iwslt
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import gzip
+import io
 import random
 import shutil
 import sys
@@ -150,7 +152,8 @@ def write_tatoeba(archive: Path, folder: Path) -> None:
         ]
         text[place.get(pair[0], "train")].append(tokens)
     folder.mkdir(parents=True)
-    with open(folder / "codes", "w", encoding="utf-8") as file:
+    silent = contextlib.redirect_stderr(io.StringIO())  # learn_bpe shows its progress
+    with silent, open(folder / "codes", "w", encoding="utf-8") as file:
         learn_bpe((side for pair in text["train"] for side in pair), file, MERGES)
     with open(folder / "codes", encoding="utf-8") as file:
         bpe = BPE(file)

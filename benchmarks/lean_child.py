@@ -16,7 +16,7 @@ from torch import Tensor
 from .flops import Counter, lengths_of
 from .lean_loop import Batch, Sizes, Stopwatch, Training, Transformer, train
 from .processes import tell
-from .train_child import synchronize
+from .train_child import device_peak, synchronize
 
 UNSUPPORTED = ("attention_dropout", "activation_dropout", "encoder_normalize_before", "decoder_normalize_before")
 
@@ -156,6 +156,7 @@ def main(argv: list[str]) -> None:
             "updates": counted,
             "parts": {name: spent / counted for name, spent in watch.parts.items()},
             "losses": [float(loss) for loss in losses],
+            "device_bytes": device_peak(),
         }
     )
 

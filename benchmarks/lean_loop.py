@@ -98,7 +98,8 @@ class Transformer(nn.Module):
         memory = mask = None
         if source is not None:
             seen = source.ne(self.sizes.padding)
-            mask = None if bool(seen.all()) else seen[:, None, None, :]
+            idle = seen.device.type == "cpu" and bool(seen.all())  # a GPU would have to be waited for
+            mask = None if idle else seen[:, None, None, :]
             memory = self.embed(source)
             for layer in self.encoder:
                 memory = layer(memory, mask, causal=False)

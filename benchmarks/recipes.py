@@ -46,8 +46,8 @@ SMALL_PAIRS = shlex.split(
     "--decoder-ffn-embed-dim 32 --encoder-attention-heads 2 --decoder-attention-heads 2 --max-tokens 200"
 )
 SMALL_LM = shlex.split(
-    "--decoder-layers 1 --decoder-embed-dim 16 --decoder-input-dim 16 --decoder-output-dim 16 --decoder-ffn-embed-dim 32 "
-    "--decoder-attention-heads 2 --tokens-per-sample 16 --max-tokens 200"
+    "--decoder-layers 1 --decoder-embed-dim 16 --decoder-input-dim 16 --decoder-output-dim 16 "
+    "--decoder-ffn-embed-dim 32 --decoder-attention-heads 2 --tokens-per-sample 16 --max-tokens 200"
 )
 # For the comparison before the timing: nothing random, a learning rate that changes weights, small batches
 CHECK_UPDATES = 6

@@ -68,7 +68,13 @@ class Clock:
             "updates": self.counted,
             "parts": parts,
             "losses": [float(total) / float(tokens) for total, tokens in self.losses],
+            "device_bytes": device_peak(),
         }
+
+
+def device_peak() -> int | None:
+    """Peak of torch's memory on the GPU in bytes; None without one."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None
 
 
 def synchronize() -> None:

@@ -150,8 +150,8 @@ def test_the_wheel_works_in_a_clean_environment(wheel: Path, tmp_path: Path) -> 
         assert "--trainpref" in run(command, "--help", cwd=tmp_path)
     # Both as the command and, for the processes that it starts, as a package of another name than in a checkout.
     assert "startup/help" in run(python.with_name("pyseq-bench"), "list", "startup", cwd=tmp_path)
-    kept = ["--json", tmp_path / "run.json"]
-    run(python.with_name("pyseq-bench"), "run", "train/tiny-multi30k", "--quick", "--device", "cpu", *kept, cwd=tmp_path)
+    options = ["--quick", "--device", "cpu", "--json", tmp_path / "run.json"]
+    run(python.with_name("pyseq-bench"), "run", "train/tiny-multi30k", *options, cwd=tmp_path)
     assert '"part:backward"' in (tmp_path / "run.json").read_text()
 
 

@@ -7,6 +7,7 @@ train a few updates from the same weights without dropout, and their losses are 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,7 @@ class Prepared:
     updates: int
     warm_up: int
     check: list[str]  # options for the comparison
+    quick: bool
 
     def measure(self, command: Sequence[str], more: Mapping[str, str]) -> Sample:
         with processes.scratch() as folder:
@@ -63,6 +65,8 @@ class Prepared:
         parts = {f"{summary.PART}{name}": seconds for name, seconds in found["parts"].items()}
         parts[f"{summary.PART}update"] = found["seconds"] / found["updates"]
         figures = {name: float(found[name]) for name in ("seconds", "flops")}
+        if found["device_bytes"]:  # what limits a run on a GPU
+            figures["resident_bytes"] = float(found["device_bytes"])
         return done.sample() | figures | {"amount": float(found["tokens"])} | parts
 
     def losses(self, command: Sequence[str], more: Mapping[str, str]) -> Outcome:
@@ -79,17 +83,19 @@ class Prepared:
             bound=LOSS_BOUND_BF16 if bf16 else None,
         )
 
-    def pyseq(self, variant: Variant, device: torch.device) -> Side:
-        if variant.bf16:
+    def need_products(self, bf16: bool, device: torch.device) -> None:
+        if bf16 and not self.quick:
             machine.need_bf16(device)
+
+    def pyseq(self, variant: Variant, device: torch.device) -> Side:
+        self.need_products(variant.bf16, device)
         recipes.need_flags(tuple(self.arguments[1:]), variant.flags)
         child = [*processes.child_command("train_child"), str(self.warm_up)]
-        prepared = Prepared([*self.arguments, *variant.flags], self.updates, self.warm_up, self.check)
+        prepared = dataclasses.replace(self, arguments=[*self.arguments, *variant.flags])
         return prepared.side(variant.name, child, variant.environment, variant.bf16)
 
     def loop(self, peer: Peer, device: torch.device) -> Side:
-        if peer.bf16:
-            machine.need_bf16(device)
+        self.need_products(peer.bf16, device)
         child = [*processes.child_command("lean_child"), str(self.warm_up), "bf16" if peer.bf16 else "fp32"]
         return self.side(peer.name, child, peer.environment, peer.bf16)
 
@@ -99,7 +105,7 @@ def prepare(run: Run, device: torch.device, quick: bool) -> Prepared:
     arguments += [*recipes.QUIET, *(["--cpu"] if device.type == "cpu" else [])]
     check = [*recipes.CHECK, "--max-tokens", str(200 if quick else run.check_tokens)]
     counts = (QUICK_UPDATES, QUICK_WARM_UP) if quick else (run.updates, run.warm_up)
-    return Prepared(arguments, *counts, check)
+    return Prepared(arguments, *counts, check, quick)
 
 
 def case(

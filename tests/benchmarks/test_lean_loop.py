@@ -114,7 +114,9 @@ def test_operations_are_counted_as_by_hand() -> None:
         module.__dict__["layers"] = [None]
     s, t = [3, 2], [2, 5]
     weights = 6 * (32 * sum(s) + (16 + 16) * sum(s) + (16 + 40) * sum(t))
-    attention = 6 * 4 * sum(n * (n + 1) for n in t) + 12 * 4 * (sum(n * n for n in s) + sum(a * b for a, b in zip(s, t)))
+    attention = 6 * 4 * sum(n * (n + 1) for n in t) + 12 * 4 * (
+        sum(n * n for n in s) + sum(a * b for a, b in zip(s, t))
+    )
     assert Counter(model).of(s, t) == weights + attention
     sample = {"target": torch.tensor([[4, 5, 1], [4, 5, 6]]), "net_input": SimpleNamespace()}
     assert lengths_of(sample, 1, pairs=False)[1].tolist() == [2, 3]

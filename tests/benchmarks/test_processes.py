@@ -34,9 +34,7 @@ def test_peak_memory_is_that_of_the_process_and_not_of_this_one() -> None:
 
 
 def test_processor_time_is_counted_and_sleep_is_not() -> None:
-    done = processes.execute(
-        python("import time; time.sleep(0.4)\nwhile time.process_time() < 0.3: pass")
-    )
+    done = processes.execute(python("import time; time.sleep(0.4)\nwhile time.process_time() < 0.3: pass"))
     assert 0.25 < done.cpu_seconds < 0.65 and done.seconds > 0.65
 
 
@@ -46,7 +44,8 @@ def test_a_command_that_fails_tells_its_last_lines() -> None:
 
 
 def test_a_command_that_takes_too_long_is_ended_with_its_children(tmp_path: Path) -> None:
-    child = f"import time, pathlib, os; pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid())); time.sleep(60)"
+    told = str(tmp_path / "pid")
+    child = f"import time, pathlib, os; pathlib.Path({told!r}).write_text(str(os.getpid())); time.sleep(60)"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-I', '-S', '-c', {child!r}])"
     with pytest.raises(processes.CommandFailed, match="not done after 2 s"):
         processes.execute(python(code), time_limit=2.0)
@@ -60,7 +59,7 @@ def test_a_command_that_takes_too_long_is_ended_with_its_children(tmp_path: Path
 
 
 def test_figures_are_those_that_a_child_told_last() -> None:
-    done = processes.Finished([(0.1, "BENCHMARK {\"a\": 1}"), (0.2, "other")], 1.0, 1.0, 1)
+    done = processes.Finished([(0.1, 'BENCHMARK {"a": 1}'), (0.2, "other")], 1.0, 1.0, 1)
     assert done.figures() == {"a": 1}
     with pytest.raises(processes.CommandFailed, match="no figures"):
         processes.Finished([(0.1, "other")], 1.0, 1.0, 1).figures()
@@ -90,6 +89,8 @@ def test_modules_import_each_other_by_relative_names() -> None:
     wrong = [
         str(path)
         for path in folder.rglob("*.py")
-        if any(line.strip().startswith(("from benchmarks", "import benchmarks")) for line in path.read_text().splitlines())
+        if any(
+            line.strip().startswith(("from benchmarks", "import benchmarks")) for line in path.read_text().splitlines()
+        )
     ]
     assert not wrong
