@@ -157,8 +157,11 @@ def execute(cases: list[Case], args: argparse.Namespace) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     found = run(chosen, args, path)
     print(f"written to {path}")
-    for picture in args.plot:
-        plot.plot(found, picture)
+    try:
+        for picture in args.plot:
+            plot.plot(found, picture)
+    except Unavailable as why:
+        print(f"no picture: {why}", file=sys.stderr)
     names = {case.name for case in chosen}
     judged = [one for one in targets.judge(found) if one.target.case in names] if args.check else []
     if judged:

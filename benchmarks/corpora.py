@@ -118,7 +118,7 @@ def tatoeba() -> Path:
     """Tatoeba English-German: lower case, Moses tokens, a joint BPE; split by the English side."""
     archive = settings.data() / "tatoeba-en-de" / "deu-eng.zip"
     if not archive.is_file():
-        raise Unavailable(f"there is no {archive}")
+        raise Unavailable("the folder of corpora has no tatoeba-en-de/deu-eng.zip")
     try:
         import sacremoses  # noqa: F401
         import subword_nmt  # noqa: F401
@@ -171,7 +171,7 @@ def _held_out(english: list[str]) -> Iterator[tuple[str, list[str]]]:
 def wikitext2() -> Path:
     source = settings.data() / "wikitext-2"
     if not (source / "train.txt.gz").is_file():
-        raise Unavailable(f"there is no {source / 'train.txt.gz'}")
+        raise Unavailable("the folder of corpora has no wikitext-2/train.txt.gz")
 
     def make(folder: Path) -> None:
         for split in ("train", "valid", "test"):

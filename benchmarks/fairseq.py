@@ -17,7 +17,7 @@ import torch
 
 from . import processes, settings
 from .harness import Outcome, Sample, Side, Unavailable
-from .recipes import CHECK, CHECK_UPDATES
+from .recipes import CHECK_UPDATES
 
 TRANSLATED = re.compile(r"Translated ([\d,]+) sentences \(([\d,]+) tokens\) in [\d.]+s \(([\d.]+) sentences/s")
 LOSS_BOUND = 1e-3  # it logs losses in bits with three digits
@@ -96,21 +96,26 @@ def translation_figures(lines: Sequence[Line]) -> Sample:
 
 
 def training_side(
-    name: str, folder: Path, arguments: Sequence[str], updates: int, warm_up: int, more: Mapping[str, str], quick: bool
+    name: str,
+    arguments: Sequence[str],
+    check: Sequence[str],
+    updates: int,
+    warm_up: int,
+    more: Mapping[str, str],
 ) -> Side:
-    """fairseq-train on ``folder`` with the recipe's flags.
+    """fairseq-train with the recipe's flags after the data folder; ``check``: those of the comparison.
 
     Raises:
         Unavailable: no fairseq is given.
     """
     train = command("train")
-    if quick or updates % warm_up:
-        raise Unavailable("not in a smoke run" if quick else f"{updates} updates are no multiple of {warm_up}")
+    if updates % warm_up:
+        raise Unavailable(f"{updates} updates are no multiple of the {warm_up} that are not counted")
     log = ["--log-format", "json", "--no-save", "--disable-validation", "--seed", "1"]
 
     def run(extra: Sequence[str]) -> processes.Finished:
         with processes.scratch() as made:
-            full: list[str | Path] = [*train, folder, *arguments, *log, "--save-dir", made, *extra]
+            full: list[str | Path] = [*train, *arguments, *log, "--save-dir", made, *extra]
             return processes.execute(full, environment(more))
 
     def measure() -> Sample:
@@ -118,7 +123,7 @@ def training_side(
         return done.sample() | training_sample(done.lines, warm_up)
 
     def outcome() -> Outcome:
-        found = losses(run([*CHECK, "--log-interval", "1"]).lines)
+        found = losses(run([*check, "--log-interval", "1"]).lines)
         if len(found["losses"]) != CHECK_UPDATES:
             raise processes.CommandFailed(f"fairseq's log has {len(found['losses'])} updates, not {CHECK_UPDATES}")
         return found

@@ -1,8 +1,8 @@
 """Where the host waits for the GPU in training: ``python -m benchmarks.host_syncs TRACE.json DATA [options]``.
 
-Runs pyseq-train with the options, and torch's profiler over UPDATES of its updates after WARM_UP. Writes the trace and
-prints how many calls an update wait for the device or copy from it to the host, and which operations of torch make them.
-Those at the log interval are none of these: the log is off.
+Runs pyseq-train with the options, and torch's profiler over UPDATES of its updates after WARM_UP. Writes the trace, and
+prints how many calls an update wait for the device or copy from it to the host, and which of torch's operations make
+them. Those at the log interval are none of these: the log is off.
 """
 
 from __future__ import annotations

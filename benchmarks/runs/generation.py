@@ -76,7 +76,7 @@ def case(
         limits = ["--max-len-b", "10"] if quick else []
         arguments = [str(data), "--path", str(checkpoint), *options, *cpu, *limits]
         config = {"options": " ".join([*options, *limits])}
-        work = Work(config, [], BOUND, unit="sentences", turns=1 if quick else TURNS, warm_up=False)
+        work = Work(config, [], BOUND, unit="sentences", cold=False, turns=1 if quick else TURNS, warm_up=False)
         if expected is not None and not quick:
             work.expected = expected()
         for variant in (DEFAULT, ALL_OFF):

@@ -37,7 +37,7 @@ class Run:
     small: Sequence[str]  # makes the recipe small
     updates: int
     warm_up: int
-    check_tokens: int = 1024  # in a batch of the comparison
+    check_sentences: int = 40  # in a batch of the comparison
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ class Prepared:
 def prepare(run: Run, device: torch.device, quick: bool) -> Prepared:
     arguments = [str(run.small_data() if quick else run.data()), *run.recipe, *(run.small if quick else [])]
     arguments += [*recipes.QUIET, *(["--cpu"] if device.type == "cpu" else [])]
-    check = [*recipes.CHECK, "--max-tokens", str(200 if quick else run.check_tokens)]
+    # By sentences, because budgets of tokens do not count alike in all variants: the batches have to be the same.
+    check = [*recipes.CHECK, "--batch-size", str(8 if quick else run.check_sentences), "--max-tokens", "100000"]
     counts = (QUICK_UPDATES, QUICK_WARM_UP) if quick else (run.updates, run.warm_up)
     return Prepared(arguments, *counts, check, quick)
 
@@ -121,7 +122,7 @@ def case(
         prepared = prepare(run, device, quick)
         config: dict[str, Any] = {"options": " ".join(prepared.arguments[1:])}
         config |= {"updates": prepared.updates, "not counted": prepared.warm_up}
-        work = Work(config, [], LOSS_BOUND, unit="tokens", turns=1 if quick else TURNS, warm_up=False)
+        work = Work(config, [], LOSS_BOUND, unit="tokens", cold=False, turns=1 if quick else TURNS, warm_up=False)
         work.reference = reference or (loops[0].name if loops else variants[-1].name)
         for variant in variants:
             work.add(variant.name, lambda variant=variant: prepared.pyseq(variant, device))  # type: ignore[misc]
@@ -139,18 +140,28 @@ def case(
 
 
 def _fairseq(run: Run, prepared: Prepared, peer: Peer, quick: bool) -> Side:
+    if quick:
+        raise Unavailable("not in a smoke run")
     cpu = [flag for flag in ("--cpu",) if flag in prepared.arguments]
-    data, arguments = Path(prepared.arguments[0]), [*run.recipe, *cpu]
+    arguments = [prepared.arguments[0], *run.recipe, *cpu]
     return fairseq.training_side(
-        peer.name, data, arguments, prepared.updates, prepared.warm_up, peer.environment, quick
+        peer.name, arguments, prepared.check, prepared.updates, prepared.warm_up, peer.environment
     )
 
 
 TINY = Run(corpora.multi30k, corpora.tiny_pairs, recipes.TINY, recipes.SMALL_PAIRS, updates=30, warm_up=5)
 IWSLT = Run(corpora.tatoeba, corpora.tiny_pairs, recipes.IWSLT, recipes.SMALL_PAIRS, updates=12, warm_up=2)
-LM = Run(corpora.wikitext2, corpora.tiny_stream, recipes.LM, recipes.SMALL_LM, updates=10, warm_up=2)
+LM = Run(corpora.wikitext2, corpora.tiny_stream, recipes.LM, recipes.SMALL_LM, updates=10, warm_up=2, check_sentences=4)
 BIG = Run(corpora.invented_pairs, corpora.tiny_pairs, recipes.BIG, recipes.SMALL_PAIRS, updates=40, warm_up=10)
-GPT2 = Run(corpora.invented_stream, corpora.tiny_stream, recipes.GPT2_MEDIUM, recipes.SMALL_LM, updates=25, warm_up=5)
+GPT2 = Run(
+    corpora.invented_stream,
+    corpora.tiny_stream,
+    recipes.GPT2_MEDIUM,
+    recipes.SMALL_LM,
+    updates=25,
+    warm_up=5,
+    check_sentences=4,
+)
 
 LOOPS = (Peer(LOOP), Peer(LOOP_TUNED, TUNED_MALLOC))
 LOOPS_BF16 = (Peer(LOOP_BF16, bf16=True), Peer(LOOP_TUNED_BF16, TUNED_MALLOC, bf16=True))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
+from pathlib import Path
 
 import pytest
 
-from benchmarks import fairseq, processes, settings
+from benchmarks import fairseq, processes, recipes, settings
 from benchmarks.harness import Unavailable
 
 INNER = (
@@ -57,3 +59,23 @@ def test_without_a_fairseq_the_side_says_what_to_give(monkeypatch: pytest.Monkey
     monkeypatch.setenv(settings.FAIRSEQ, "/nowhere/python")
     with pytest.raises(Unavailable, match="no interpreter"):
         fairseq.command("train")
+
+
+@pytest.mark.slow
+def test_the_driver_trains_by_the_commands_of_the_interpreter(
+    joined_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interpreter is a script that has pyseq-train, whose flags and log are fairseq's, in place of fairseq's."""
+    interpreter = tmp_path / "python"
+    only_training = '[ "$1 $2" = "-m fairseq_cli.train" ] || exit 9\nshift 2'
+    interpreter.write_text(f'#!/bin/sh\n{only_training}\nexec {sys.executable} -m pyseq.cli.train "$@"\n')
+    interpreter.chmod(0o755)
+    monkeypatch.setenv(settings.FAIRSEQ, str(interpreter))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    arguments = [str(joined_data), *recipes.TINY, *recipes.SMALL_PAIRS, "--cpu"]
+    side = fairseq.training_side("fairseq", arguments, recipes.CHECK, updates=6, warm_up=2, more={})
+    assert side.measure is not None and side.outcome is not None
+    sample = side.measure()
+    assert 0 < sample["seconds"] < 60 and 4 * 50 < sample["amount"] < 4 * 200
+    assert sample["resident_bytes"] > 5e7
+    assert len(side.outcome()["losses"]) == recipes.CHECK_UPDATES

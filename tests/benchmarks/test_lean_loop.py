@@ -15,14 +15,6 @@ from pyseq.cli import preprocess
 
 
 @pytest.fixture(scope="module")
-def joined_data(tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("joined") / "bin"
-    argv = ["--source-lang", "en", "--target-lang", "de", "--joined-dictionary", "--destdir", str(folder)]
-    preprocess.main([*argv, "--trainpref", str(tiny_text / "train"), "--validpref", str(tiny_text / "valid")])
-    return folder
-
-
-@pytest.fixture(scope="module")
 def stream_data(tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stream") / "bin"
     preprocess.main(["--only-source", "--trainpref", str(tiny_text / "train.en"), "--destdir", str(folder)])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -55,3 +58,8 @@ def test_without_its_data_a_case_says_what_to_give(name: str) -> None:
 def test_names_are_unique() -> None:
     names = [case.name for case in all_cases()]
     assert len(set(names)) == len(names)
+
+
+def test_the_gpu_script_is_a_shell_script() -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "gpu_session.sh"
+    subprocess.run(["bash", "-n", script], check=True)
