@@ -3,7 +3,8 @@
 The sizes are those of 4,000 tokens in transformer_iwslt, _base and _big (C 512, 512, 1024; F 1024, 2048, 4096) and in
 the tiny recipe (C 128, F 256). Which elements are dropped differs from side to side. So results and gradients are
 compared with nothing dropped, and by the share of zeros that dropout alone makes. Sides named "without dropout" run
-torch: what they take is left to gain by fusing more than dropout. Needed are one read and one write of the output's size, twice.
+torch: what they take is left to gain by fusing more than dropout. Needed are one read and one write of the output's
+size, twice.
 """
 
 from __future__ import annotations
