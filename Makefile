@@ -2,6 +2,7 @@
 # make test             what a change has to pass
 # make test-slow        the tests that take longer
 # make check-reference REFERENCE=dir   pyseq beside what fairseq computed
+# make benchmark          speed of everything that can be measured here (hours); benchmark-ops, benchmark-runs: its halves
 # PIP_ARGS is handed to every pip install (an index with CPU-only wheels of torch, say).
 
 SHELL := /bin/bash
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 CORE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h') CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test test-slow lint types imports core sanitize cuda pytest check-reference benchmark benchmark-ops clean
+.PHONY: demo test test-slow lint types imports core sanitize cuda pytest check-reference benchmark benchmark-ops benchmark-runs clean
 
 demo: $(VENV)/.demo
 	$(RUN) examples/number_words/demo.py --bin $(BIN)
@@ -77,11 +78,20 @@ check-reference: $(VENV)/.test
 # The operations' figures, and the tables of the documents that are made from them.
 benchmark-ops: $(VENV)/.test
 	$(RUN) -m benchmarks.ops --device cpu --check --json benchmarks/results/ops_cpu.json; status=$$?; \
-	$(RUN) -m benchmarks.report --write docs/kernels.md && exit $$status
+	$(RUN) -m benchmarks report --write docs/kernels.md && exit $$status
 
-benchmark: $(VENV)/.test benchmark-ops
-	$(RUN) -m benchmarks.data_path
-	$(RUN) -m benchmarks.training --reference "$(REFERENCE)"
+# What a user runs: training, translating, preprocessing, start-up, data, checkpoints. Hours on two cores; the runs that are
+# written down have the numbers 1, 2, 3. REFERENCE and DATA name the folders that docs/performance.md tells of, FAIRSEQ an
+# interpreter; what lacks one of them is told and left out.
+NUMBER ?= 1
+BENCH_OPTIONS := $(if $(REFERENCE),--reference "$(REFERENCE)") $(if $(DATA),--data "$(DATA)") $(if $(FAIRSEQ),--fairseq "$(FAIRSEQ)")
+benchmark-runs: $(VENV)/.test
+	$(RUN) -m benchmarks run train/ switches/ generate/ preprocess/ startup/ checkpoint/ data/ growth/ --device cpu --check \
+		$(BENCH_OPTIONS) --json benchmarks/results/runs_cpu-$(NUMBER).json; status=$$?; \
+	$(RUN) -m benchmarks report --write docs/performance.md && exit $$status
+
+benchmark: $(VENV)/.test
+	$(MAKE) benchmark-ops; ops=$$?; $(MAKE) benchmark-runs && exit $$ops
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -48,9 +48,15 @@ class CMakeBuild(build_ext):
         subprocess.run(["cmake", "--build", str(build)], check=True, env=environment)
 
 
+BENCHMARKS = find_packages(include=["benchmarks", "benchmarks.*"])
+
 setup(
-    packages=[*find_packages(include=["pyseq", "pyseq.*"]), "pyseq.kernels"],
-    package_dir={"pyseq.kernels": "kernels"},
+    packages=[
+        *find_packages(include=["pyseq", "pyseq.*"]),
+        "pyseq.kernels",
+        *(f"pyseq_{name}" for name in BENCHMARKS),
+    ],
+    package_dir={"pyseq.kernels": "kernels", "pyseq_benchmarks": "benchmarks"},
     ext_modules=[Extension("pyseq._core", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

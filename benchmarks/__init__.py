@@ -1,1 +1,1 @@
-"""Benchmarks of pyseq: ``python -m benchmarks.<name>`` prints a table, ``--json FILE`` also writes it."""
+"""Benchmarks of pyseq: ``python -m benchmarks``, installed ``pyseq-bench`` (as the package pyseq_benchmarks)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import sys
 import time
 import traceback
@@ -13,25 +14,30 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine, plot, report, targets
-from benchmarks.harness import Case, Mismatch, Unavailable, run_case, select
 from pyseq.training.allocator import keep_freed_memory
 
-DEFAULT_FOLDER = machine.ROOT / "build" / "benchmarks"
+from . import fairseq, machine, plot, report, settings, targets
+from .harness import Case, Mismatch, Unavailable, run_case, select
+from .processes import CommandFailed
+
+DEFAULT_FOLDER = machine.work_folder()
 
 
 class Progress:
     """A line on stderr: which case, which turn, how long all of it will still take."""
 
+    LINES_EVERY = 60.0  # seconds, where stderr is no terminal
+
     def __init__(self, cases: int) -> None:
         self._cases, self._done, self._begin, self._name = cases, 0, time.perf_counter(), ""
+        self._shown = 0.0
 
     def start(self, name: str) -> None:
         self._name = name
         self._show("building and checking")
 
-    def turn(self, done: int, planned: int) -> None:
-        self._show(f"turn {done} of {planned}", done / max(planned, 1))
+    def turn(self, done: float, planned: int) -> None:
+        self._show(f"turn {done:.3g} of {planned}", done / max(planned, 1))
 
     def finish(self) -> None:
         self._done += 1
@@ -45,7 +51,8 @@ class Progress:
         line = f"[{self._done + 1}/{self._cases}] {self._name}: {what}{rest}"
         if sys.stderr.isatty():
             print(f"\r\x1b[K{line}", end="", flush=True, file=sys.stderr)
-        elif part == 0.0:
+        elif part == 0.0 or time.perf_counter() - self._shown > self.LINES_EVERY:
+            self._shown = time.perf_counter()
             print(line, flush=True, file=sys.stderr)
 
 
@@ -71,6 +78,8 @@ def run(cases: list[Case], args: argparse.Namespace, path: Path) -> dict[str, An
         "skipped": {},
         "errors": {},
     }
+    if os.environ.get(settings.FAIRSEQ):
+        found["versions"]["fairseq"] = fairseq.version()
     progress = Progress(len(cases))
     kept = False
     for case in sorted(cases, key=lambda case: case.allocator != "system"):  # there is no way back from "keep"
@@ -90,7 +99,7 @@ def run(cases: list[Case], args: argparse.Namespace, path: Path) -> dict[str, An
             progress.finish()
             print(f"{case.name}: not run: {error}\n", flush=True)
         except Exception as error:
-            if not isinstance(error, Mismatch):
+            if not isinstance(error, (Mismatch, CommandFailed)):
                 traceback.print_exc()
             found["errors"][case.name] = f"{type(error).__name__}: {error}"
             progress.finish()
@@ -99,12 +108,9 @@ def run(cases: list[Case], args: argparse.Namespace, path: Path) -> dict[str, An
     return found
 
 
-def parse(argv: list[str] | None, description: str | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--list", action="store_true", help="print the names of the cases and stop")
-    parser.add_argument(
-        "--only", nargs="+", default=[], metavar="PATTERN", help="cases with PATTERN in their name, or matching its *"
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of running cases."""
+    parser.add_argument("patterns", nargs="*", metavar="PATTERN", help="cases with it in their name, or matching its *")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--turns", type=int, default=15, help="how often each side is timed at most")
@@ -113,30 +119,49 @@ def parse(argv: list[str] | None, description: str | None) -> argparse.Namespace
     parser.add_argument("--json", type=Path, help=f"where the run is kept (default: a new file in {DEFAULT_FOLDER})")
     parser.add_argument("--plot", type=Path, nargs="+", default=[], metavar="FILE", help="pictures: .png, .svg")
     parser.add_argument("--check", action="store_true", help="print the targets; exit code 1 if one does not hold")
-    args = parser.parse_args(argv)
+    parser.add_argument("--reference", help=f"folder that fairseq made of Multi30k (default: ${settings.REFERENCE})")
+    parser.add_argument("--data", help=f"folder of corpora (default: ${settings.DATA})")
+    parser.add_argument("--fairseq", metavar="PYTHON", help="interpreter in which fairseq imports: it becomes a peer")
+
+
+def checked(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
+    """What the options say, handed on to cases; a combination that cannot be ends the program."""
     if args.quick and args.check:
         parser.error("--check needs the full sizes, which --quick shrinks")
     if args.quick:
         args.turns = min(args.turns, 2)
+    for variable, value in (
+        (settings.REFERENCE, args.reference),
+        (settings.DATA, args.data),
+        (settings.FAIRSEQ, args.fairseq),
+    ):
+        if value is not None:
+            os.environ[variable] = value
     return args
 
 
 def main(cases: list[Case], argv: list[str] | None = None, description: str | None = None) -> int:
+    """Run ``cases`` by their names. Returns the exit code of :func:`execute`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
+    return execute(cases, checked(parser, parser.parse_args(argv)))
+
+
+def execute(cases: list[Case], args: argparse.Namespace) -> int:
     """Returns the exit code: 1 if a target does not hold under ``--check``, 2 if a case fails or none matches."""
-    args = parse(argv, description)
-    chosen = select(cases, args.only, torch.device(args.device).type)
-    if args.list:
-        print("\n".join(case.name for case in chosen))
-        return 0
+    chosen = select(cases, args.patterns, torch.device(args.device).type)
     if not chosen:
-        print(f"error: no case matches {' '.join(args.only)}; --list prints their names", file=sys.stderr)
+        print(f"error: no case matches {' '.join(args.patterns)}; list prints their names", file=sys.stderr)
         return 2
     path = args.json or DEFAULT_FOLDER / f"{datetime.datetime.now():%Y%m%d-%H%M%S}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     found = run(chosen, args, path)
     print(f"written to {path}")
-    for picture in args.plot:
-        plot.plot(found, picture)
+    try:
+        for picture in args.plot:
+            plot.plot(found, picture)
+    except Unavailable as why:
+        print(f"no picture: {why}", file=sys.stderr)
     names = {case.name for case in chosen}
     judged = [one for one in targets.judge(found) if one.target.case in names] if args.check else []
     if judged:

@@ -1,4 +1,4 @@
-"""Two runs of the same cases, side by side: ``python -m benchmarks.compare BEFORE.json AFTER.json``.
+"""Two runs of the same cases, side by side: ``python -m benchmarks compare BEFORE.json AFTER.json``.
 
 For each side: the change of its median time, the change of its time over the case's yardstick (which takes out that one
 run found the machine slower), and the noise, which is how far the samples of the two runs spread. A change that is no
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report, summary
-from benchmarks.summary import Spread
+from . import report, summary
+from .summary import Spread
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Change:
     time: float
     against_yardstick: float | None
     noise: float
+    unit: str  # of work, where times are those of one
 
     @property
     def verdict(self) -> str:
@@ -39,7 +40,7 @@ class Change:
 
 def _normalised(case: dict[str, Any], side: dict[str, Any]) -> Spread | None:
     yardsticks = [one for one in case["sides"] if one["ceiling"] is not None and one is not side]
-    return summary.paired(side["seconds"], yardsticks[0]["seconds"]) if yardsticks else None
+    return summary.paired(summary.times(side), yardsticks[0]["seconds"]) if yardsticks else None
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
@@ -68,7 +69,7 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
 def _change(
     name: str, old_case: dict[str, Any], old: dict[str, Any], new_case: dict[str, Any], new: dict[str, Any]
 ) -> Change:
-    before, after = summary.spread(old["seconds"]), summary.spread(new["seconds"])
+    before, after = summary.spread(summary.times(old)), summary.spread(summary.times(new))
     before_share, after_share = _normalised(old_case, old), _normalised(new_case, new)
     normalised = None
     judged = before, after
@@ -76,7 +77,20 @@ def _change(
         normalised = after_share.median / before_share.median - 1
         judged = before_share, after_share
     noise = (judged[0].noise ** 2 + judged[1].noise ** 2) ** 0.5
-    return Change(name, new["name"], before, after, after.median / before.median - 1, normalised, noise)
+    return Change(
+        name,
+        new["name"],
+        before,
+        after,
+        after.median / before.median - 1,
+        normalised,
+        noise,
+        new_case.get("unit", "") if "amount" in new else "",
+    )
+
+
+def _text(seconds: float, unit: str) -> str:
+    return f"{1 / seconds:,.0f} {unit}/s" if unit else f"{report.milliseconds(seconds)} ms"
 
 
 def table(found: list[Change]) -> str:
@@ -84,8 +98,8 @@ def table(found: list[Change]) -> str:
         {
             "case": change.case,
             "side": change.side,
-            "before ms": report.milliseconds(change.before.median),
-            "after ms": report.milliseconds(change.after.median),
+            "before": _text(change.before.median, change.unit),
+            "after": _text(change.after.median, change.unit),
             "time": f"{change.time:+.1%}",
             "against yardstick": "" if change.against_yardstick is None else f"{change.against_yardstick:+.1%}",
             "noise": f"{change.noise:.1%}",

@@ -8,6 +8,9 @@ times that lie next to each other.
 
 A side's ``prepare`` runs before each run and is not timed: it restores inputs that the run changes. The caches are
 emptied after it, unless the case says that real life finds them warm.
+
+A side may instead be a process (``measure``, see processes.py): a training run, a translation, a command. It takes its
+turns as the others do and reports figures of its own beside the seconds.
 """
 
 from __future__ import annotations
@@ -22,10 +25,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from benchmarks import memory
-from benchmarks.timing import Timer, make_timer
+from . import memory
+from .timing import Timer, make_timer
 
 Outcome = Mapping[str, Tensor]
+# What one turn of a side gives. "seconds" is always there. Others that tables know: "amount" (units of work done),
+# "flops", "cpu_seconds" (user and system), "resident_bytes" (peak), "host_seconds", "graph_seconds", and "part:NAME",
+# seconds of a part of an update.
+Sample = dict[str, float]
 Ceiling = Literal["bandwidth", "matrix"]
 # glibc's malloc: "system" as it comes, where every large block is mapped and page-faults anew; "keep" as pyseq-train
 # sets it up (pyseq.training.allocator).
@@ -50,7 +57,7 @@ class Side:
     """One way to do the work of a case."""
 
     name: str
-    run: Callable[[], Any]  # what is timed
+    run: Callable[[], Any] = nothing  # what is timed
     prepare: Callable[[], Any] = nothing  # before every run, untimed
     # Does the work and returns what it computed, in tensors that later runs leave alone. A yardstick has none.
     outcome: Callable[[], Outcome] | None = None
@@ -58,6 +65,10 @@ class Side:
     flops: int | None = None
     ceiling: Ceiling | None = None  # this side is the measure of what the machine can do
     graph: bool = True  # on CUDA, also time it replayed from a graph
+    measure: Callable[[], Sample] | None = None  # does a run and says what it took; in place of prepare and run
+    amount: float | None = None  # units of work (the case's ``unit``) that a run does, where samples do not say
+    bound: float | None = None  # its own, in place of the case's
+    scale: float | None = None  # the place of this side on a scaling curve; the case's config says of what ("scale")
 
 
 @dataclass
@@ -71,6 +82,10 @@ class Work:
     skipped: dict[str, str] = field(default_factory=dict)  # sides that cannot run here, and why
     memory: bool = False  # measure the peak extra memory of each side
     cold: bool = True  # empty the caches before each run
+    unit: str = ""  # of ``amount``: tokens, sentences
+    expected: tuple[str, Outcome] | None = None  # what every side has to compute, and whose it is; no side has to
+    turns: int | None = None  # fewer than the command asks for: where a turn takes minutes
+    warm_up: bool = True  # begin with a turn that is not counted
 
     def add(self, name: str, make: Callable[[], Side]) -> None:
         """Add a side that may not be there on this machine."""
@@ -125,29 +140,33 @@ def check(work: Work) -> list[dict[str, Any]]:
         Mismatch: an error is over its bound, or a side has not computed a quantity that the reference has.
     """
     compared = [side for side in work.sides if side.outcome is not None]
-    if len(compared) < 2:
+    if work.expected is not None:
+        reference, expected = work.expected
+    elif len(compared) < 2:
         return []
-    named = [side for side in compared if side.name == work.reference]
-    reference = named[0] if named else compared[1]
-    expected = _outcome(reference)
+    else:
+        named = [side for side in compared if side.name == work.reference]
+        chosen = named[0] if named else compared[1]
+        compared.remove(chosen)
+        reference, expected = chosen.name, _outcome(chosen)
+    return [row for side in compared for row in _compare(work, side, reference, expected)]
+
+
+def _compare(work: Work, side: Side, reference: str, expected: Outcome) -> list[dict[str, Any]]:
+    found = _outcome(side)
     rows = []
-    for side in compared:
-        if side is reference:
-            continue
-        found = _outcome(side)
-        for quantity, value in expected.items():
-            if quantity not in found:
-                raise Mismatch(f"'{side.name}' has no {quantity}, which '{reference.name}' has")
-            bound = work.bound[quantity] if isinstance(work.bound, Mapping) else work.bound
-            error = relative_error(found[quantity], value)
-            if not error <= bound:  # nan is over every bound
-                raise Mismatch(
-                    f"{quantity} of '{side.name}' differs from that of '{reference.name}': relative error "
-                    f"{error:.3g}, and {bound:.3g} is the bound"
-                )
-            rows.append(
-                {"side": side.name, "reference": reference.name, "quantity": quantity, "error": error, "bound": bound}
+    for quantity, value in expected.items():
+        if quantity not in found:
+            raise Mismatch(f"'{side.name}' has no {quantity}, which '{reference}' has")
+        bound = work.bound[quantity] if isinstance(work.bound, Mapping) else work.bound
+        bound = bound if side.bound is None else side.bound
+        error = relative_error(found[quantity], value)
+        if not error <= bound:  # nan is over every bound
+            raise Mismatch(
+                f"{quantity} of '{side.name}' differs from that of '{reference}': relative error "
+                f"{error:.3g}, and {bound:.3g} is the bound"
             )
+        rows.append({"side": side.name, "reference": reference, "quantity": quantity, "error": error, "bound": bound})
     return rows
 
 
@@ -158,26 +177,36 @@ def _outcome(side: Side) -> Outcome:
 
 
 def interleave(
-    sides: list[Side], timer: Timer, turns: int, seconds: float, on_turn: Callable[[int, int], None]
-) -> dict[str, list[dict[str, float]]]:
-    """Time every side once a turn, in alternating order, after one turn that is not counted.
+    sides: list[Side],
+    timer: Timer,
+    turns: int,
+    seconds: float,
+    on_turn: Callable[[float, int], None],
+    warm_up: bool = True,
+) -> dict[str, list[Sample]]:
+    """Time every side once a turn, in alternating order.
 
     Args:
         turns: at most so many.
+        warm_up: before them, one that is not counted.
         seconds: no turn begins after so long, once there are MINIMUM_TURNS.
         on_turn: called with (turns done, turns planned).
 
     Returns:
         A list of samples a side, as long as there were turns; a sample is what ``timer.measure`` gives.
     """
-    samples: dict[str, list[dict[str, float]]] = {side.name: [] for side in sides}
+    samples: dict[str, list[Sample]] = {side.name: [] for side in sides}
     begin = time.perf_counter()
     collecting = gc.isenabled()
     gc.disable()
     try:
-        for turn in range(turns + 1):
-            for side in sides if turn % 2 == 0 else reversed(sides):
-                sample = timer.measure(side.name, side.prepare, side.run)
+        for turn in range(0 if warm_up else 1, turns + 1):
+            for place, side in enumerate(sides if turn % 2 == 0 else reversed(sides)):
+                if side.measure is not None:
+                    on_turn(max(turn - 1 + place / len(sides), 0), turns)
+                    sample = side.measure()
+                else:
+                    sample = timer.measure(side.name, side.prepare, side.run)
                 if turn > 0:
                     samples[side.name].append(sample)
             gc.collect()
@@ -197,7 +226,7 @@ def run_case(
     quick: bool = False,
     turns: int = 15,
     seconds: float = 30.0,
-    on_turn: Callable[[int, int], None] = lambda done, planned: None,
+    on_turn: Callable[[float, int], None] = lambda done, planned: None,
 ) -> dict[str, Any]:
     """Build, check and time a case.
 
@@ -215,11 +244,13 @@ def run_case(
     checks = check(work)
     timer = make_timer(device, work.cold)
     skipped = dict(work.skipped)
-    for side in work.sides:
+    here = [side for side in work.sides if side.measure is None]  # in this process
+    for side in here:
         if side.graph and (why := timer.capture(side.name, side.prepare, side.run)):
             skipped[f"{side.name}, from a graph"] = why
-    samples = interleave(work.sides, timer, turns, seconds, on_turn)
-    peaks = {side.name: memory.peak(side.prepare, side.run, device) for side in work.sides if work.memory}
+    turns = turns if work.turns is None else min(turns, work.turns)
+    samples = interleave(work.sides, timer, turns, seconds, on_turn, work.warm_up)
+    peaks = {side.name: memory.peak(side.prepare, side.run, device) for side in here if work.memory}
     sides = [
         {
             "name": side.name,
@@ -227,6 +258,8 @@ def run_case(
             "flops": side.flops,
             "ceiling": side.ceiling,
             "memory": peaks.get(side.name),
+            **({"amount": side.amount} if side.amount is not None else {}),
+            **({"scale": side.scale} if side.scale is not None else {}),
             **{key: [sample[key] for sample in samples[side.name]] for key in samples[side.name][0]},
         }
         for side in work.sides
@@ -235,6 +268,7 @@ def run_case(
         "name": case.name,
         "device": device.type,
         "config": work.config,
+        "unit": work.unit,
         "cold": work.cold,
         "allocator": case.allocator,
         "elapsed": time.perf_counter() - begin,

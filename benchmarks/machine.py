@@ -11,12 +11,20 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import Side, Unavailable
+from .harness import Side, Unavailable
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "triton", "numpy", "liger-kernel", "flash-attn", "quack-kernels", "bitsandbytes", "apex")
 COPY_BYTES = {"cpu": 400 * 10**6, "cuda": 4 * 10**9}  # moved by a copy yardstick at most, reads plus writes
 MATRIX_SIZE = {"cpu": 1024, "cuda": 8192}
+
+
+def work_folder() -> Path:
+    """Where runs and prepared data are kept: build/benchmarks of a checkout, else the user's cache folder."""
+    if (ROOT / "pyproject.toml").is_file():
+        return ROOT / "build" / "benchmarks"
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "pyseq-benchmarks"
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -76,6 +84,20 @@ def need_memory(amount: int, device: torch.device) -> None:
     free = available_memory(device)
     if amount > 0.7 * free:
         raise Unavailable(f"needs {amount / 1e9:.1f} GB on {device.type}, {free / 1e9:.1f} GB are free")
+
+
+def need_bf16(device: torch.device) -> None:
+    """Raises Unavailable on a CPU without products of bf16 numbers, where bf16 only costs."""
+    if device.type == "cpu" and not has_bf16_products():
+        raise Unavailable("this CPU has no bf16 products (avx512_bf16, amx_bf16)")
+
+
+def has_bf16_products() -> bool:
+    try:
+        flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+    except (OSError, StopIteration):
+        return False
+    return bool({"avx512_bf16", "amx_bf16"} & set(flags.split()))
 
 
 def copy_yardstick(device: torch.device, moved: int, name: str = "copy") -> Side:

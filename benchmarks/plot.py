@@ -1,6 +1,6 @@
-"""A run as a picture: shares of the machine's ceilings, and how much longer the peers take. Needs matplotlib.
+"""A run as a picture: shares of the machine's ceilings, time over pyseq's, scaling curves. Needs matplotlib.
 
-python -m benchmarks.plot RUN.json PICTURE.svg ...
+python -m benchmarks plot RUN.json PICTURE.svg ...
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import summary
-from benchmarks.harness import Unavailable
+from . import summary
+from .harness import Unavailable
 
 OURS, OTHERS, CEILING = "#1f5fa8", "#b9bec6", "#444444"
 
@@ -31,11 +31,18 @@ def plot(run: dict[str, Any], path: Path) -> None:
 
     if not run["cases"]:
         raise Unavailable("there is nothing to plot: no case was run")
-    shares, ratios = _shares(run), _ratios(run)
-    height = 1.2 + 0.24 * max(len(shares), len(ratios), 4)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(15, height), constrained_layout=True)
-    _bars(left, shares, "share of the machine's measured ceiling", log=False)
-    _bars(right, ratios, "time over that of pyseq's first side", log=True)
+    shares, ratios, scaled = _shares(run), _ratios(run), [case for case in run["cases"] if curves(case)]
+    heights = [1.2 + 0.24 * max(len(shares), len(ratios), 4), *[4.0] * ((len(scaled) + 1) // 2)]
+    figure, axes = pyplot.subplots(
+        len(heights), 2, figsize=(15, sum(heights)), squeeze=False, height_ratios=heights, constrained_layout=True
+    )
+    _bars(axes[0][0], shares, "share of the machine's measured ceiling", log=False)
+    _bars(axes[0][1], ratios, "time over that of pyseq's first side", log=True)
+    places = [place for line in axes[1:] for place in line]
+    for place, case in zip(places, scaled):
+        _curves(place, case)
+    for place in places[len(scaled) :]:
+        place.set_visible(False)
     figure.suptitle(f"{run['machine'].get('gpu') or run['machine']['processor']}, {run['settings']['threads']} threads")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
@@ -59,6 +66,31 @@ def _ratios(run: dict[str, Any]) -> list[tuple[str, float, bool]]:
     ]
 
 
+def curves(case: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
+    """Curves of a case whose sides stand on a scale: (scale, rate, or seconds where no units are counted) by label.
+
+    The label is what comes before the last comma of a side's name ("pyseq" of "pyseq, 10 k").
+    """
+    found: dict[str, list[tuple[float, float]]] = {}
+    for one, row in zip(case["sides"], summary.rows(case)):
+        if one.get("scale") is not None:
+            value = row.seconds.median if row.done is None else row.done.median
+            found.setdefault(row.name.rpartition(",")[0] or row.name, []).append((one["scale"], value))
+    return {label: sorted(points) for label, points in found.items()}
+
+
+def _curves(axes: Any, case: dict[str, Any]) -> None:
+    for label, points in curves(case).items():
+        axes.plot(*zip(*points), marker="o", label=label, color=OURS if label.startswith("pyseq") else OTHERS)
+    axes.set_xscale("log")
+    axes.set_ylim(bottom=0)
+    axes.set_title(case["name"], fontsize=9)
+    axes.set_xlabel(case["config"].get("scale", ""))
+    axes.set_ylabel(f"{case['unit']}/s" if case.get("unit") else "seconds")
+    axes.legend(fontsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def _bars(axes: Any, bars: list[tuple[str, float, bool]], label: str, log: bool) -> None:
     names, values, ours = zip(*bars) if bars else ((), (), ())
     places = range(len(names))
@@ -77,7 +109,7 @@ def _bars(axes: Any, bars: list[tuple[str, float, bool]], label: str, log: bool)
 def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if len(arguments) < 2:
-        print("usage: python -m benchmarks.plot RUN.json PICTURE ...", file=sys.stderr)
+        print("usage: python -m benchmarks plot RUN.json PICTURE ...", file=sys.stderr)
         return 2
     try:
         for picture in arguments[1:]:

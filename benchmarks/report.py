@@ -1,8 +1,8 @@
 """A run's JSON as tables: on the terminal, and in the documents.
 
-    python -m benchmarks.report FILE.json                 the tables and targets of a run
-    python -m benchmarks.report --write docs/kernels.md   rewrite the tables of a document from the JSON they name
-    python -m benchmarks.report --verify docs/kernels.md  exit code 1 if a table differs from its JSON
+    python -m benchmarks report FILE.json                 the tables and targets of a run
+    python -m benchmarks report --write docs/kernels.md   rewrite the tables of a document from the JSON they name
+    python -m benchmarks report --verify docs/kernels.md  exit code 1 if a table differs from its JSON
 
 In a document, a table stands between two comments; the path is relative to the checkout::
 
@@ -10,6 +10,7 @@ In a document, a table stands between two comments; the path is relative to the 
     <!-- end of figures -->
 
 ``targets`` in place of a pattern puts the table of the targets there, ``machine`` a line on what it was measured on.
+These two take several runs, named by a path with wildcards, side by side.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from benchmarks import summary, targets
-from benchmarks.summary import Row, Spread
+from . import summary, targets
+from .summary import PARTS, Row, Spread
 
 ROOT = Path(__file__).resolve().parents[1]
 BUSY = 0.7  # load average above which a run was not alone
@@ -42,25 +44,46 @@ def _ratio(value: Spread | None) -> str:
     return "" if value is None else f"{value.median:.2f} ({value.low:.2f} - {value.high:.2f})"
 
 
-def _cells(row: Row) -> dict[str, str]:
+def _with_spread(value: Spread, text: Callable[[float], str]) -> str:
+    return f"{text(value.median)} ({text(value.low)} - {text(value.high)})"
+
+
+def _per_second(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _cells(row: Row, unit: str) -> dict[str, str]:
     """The columns of a side; one that is empty for every side of a case is left out."""
+    speed = {"ms (20 - 80 %)": _with_spread(row.seconds, milliseconds)}
+    if unit:
+        speed = {f"{unit}/s (20 - 80 %)": "" if row.done is None else _with_spread(row.done, _per_second)}
     return {
         "side": row.name,
-        "ms (20 - 80 %)": f"{milliseconds(row.seconds.median)} "
-        f"({milliseconds(row.seconds.low)} - {milliseconds(row.seconds.high)})",
+        **speed,
         "time over pyseq's": _ratio(row.behind),
         "rate": "" if row.rate is None else f"{row.rate / 1e9:.3g} G{row.unit}/s",
         "of the ceiling": "" if row.share is None else f"{row.share.median:.0%}",
         "extra MB": "" if row.memory is None else megabytes(row.memory),
+        "peak MB": "" if row.resident is None else megabytes(int(row.resident)),
+        "CPU s": "" if row.cpu is None else f"{row.cpu:.3g}",
+        **{f"{name} ms": milliseconds(spent) for name, spent in row.parts.items()},
         "graph ms": "" if row.graph is None else milliseconds(row.graph.median),
         "host us": "" if row.host is None else f"{row.host.median * 1e6:.0f}",
     }
 
 
 def case_table(case: dict[str, Any]) -> list[dict[str, str]]:
-    rows = [_cells(row) for row in summary.rows(case)]
+    found = [_cells(row, case.get("unit", "")) for row in summary.rows(case)]
+    columns = sorted({name: None for row in found for name in row}, key=_place)
+    rows = [{name: row.get(name, "") for name in columns} for row in found]
     empty = {name for name in rows[0] if not any(row[name] for row in rows)}
     return [{name: text for name, text in row.items() if name not in empty} for row in rows]
+
+
+def _place(column: str) -> int:
+    """Columns of parts come in the order of an update, whichever side has them first; others stay where they are."""
+    order = [f"{part} ms" for part in ("update", *PARTS, "other")]
+    return order.index(column) if column in order else -1
 
 
 def aligned(rows: list[dict[str, str]], indent: str = "") -> str:
@@ -87,11 +110,12 @@ def _number(value: Any) -> str:
 def notes(case: dict[str, Any]) -> list[str]:
     found = [f"not run: {name} ({why})" for name, why in case["skipped"].items()]
     if case["checks"]:
-        worst = max(case["checks"], key=lambda row: row["error"] / row["bound"])
-        found.append(
-            f"all sides agree; the largest error is {worst['error']:.1e} of {worst['quantity']} in "
-            f"'{worst['side']}' ({worst['bound']:.0e} is allowed)"
+        worst = max(case["checks"], key=lambda row: row["error"] / row["bound"] if row["bound"] else 0.0)
+        largest = (
+            f"the largest error is {worst['error']:.1e} of {worst['quantity']} in '{worst['side']}' "
+            f"({worst['bound']:.0e} is allowed)"
         )
+        found.append(f"all sides agree; {largest if worst['bound'] else 'to the last bit'}")
     return found
 
 
@@ -116,28 +140,67 @@ def run_text(run: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def targets_table(judged: list[targets.Judgement]) -> list[dict[str, str]]:
+def targets_table(*runs: list[targets.Judgement]) -> list[dict[str, str]]:
+    """A line for each target; what several runs measured stands side by side, and all have to hold."""
     return [
         {
-            "case": found.target.case,
-            "target": found.target.text,
-            "measured": found.measured,
-            "verdict": found.verdict,
+            "case": found[0].target.case,
+            "target": found[0].target.text,
+            "measured": ", ".join(one.measured or "-" for one in found) if any(one.measured for one in found) else "",
+            "verdict": _verdict([one.verdict for one in found]),
         }
-        for found in judged
+        for found in zip(*runs)
     ]
 
 
-def region(run: dict[str, Any], what: str) -> str:
-    """The Markdown between the two comments."""
+def _verdict(each: list[str]) -> str:
+    if len(set(each)) == 1:
+        return each[0]
+    return f"holds in {each.count('holds')} of {len(each)} runs"
+
+
+def region(runs: list[dict[str, Any]], what: str) -> str:
+    """The Markdown between the two comments.
+
+    Raises:
+        ValueError: no case has this name; or tables of several runs are asked for.
+    """
     if what == "machine":
-        return machine_line(run) + "\n"
+        return "\n\n".join(machine_line(run) for run in runs) + "\n"
     if what == "targets":
-        return markdown(targets_table(targets.judge(run))) + "\n"
-    cases = [case for case in run["cases"] if fnmatch(case["name"], what)]
-    if not cases:
-        raise ValueError(f"no case is named '{what}'")
-    return "\n\n".join(f"{title(case)}\n\n{markdown(case_table(case))}" for case in cases) + "\n"
+        present = {group for run in runs for group in groups(run)}
+        judged = [[one for one in targets.judge(run) if group_of(one.target.case) in present] for run in runs]
+        return markdown(targets_table(*judged)) + "\n"
+    if len(runs) > 1:
+        raise ValueError(f"{len(runs)} runs match, and the tables of one are wanted")
+    parts = [f"{title(case)}\n\n{case_text(case)}" for case in runs[0]["cases"] if fnmatch(case["name"], what)]
+    parts += [f"{name}: not run: {why}" for name, why in runs[0]["skipped"].items() if fnmatch(name, what)]
+    if not parts:
+        if not any(fnmatch(name, what) for name in known_names()):
+            raise ValueError(f"no case is named '{what}'")
+        parts = [f"Not measured yet: the run has no case `{what}`."]
+    return "\n\n".join(parts) + "\n"
+
+
+def case_text(case: dict[str, Any]) -> str:
+    """Its table, and which sides could not run."""
+    skipped = [f"Not run: {name} ({why})." for name, why in case["skipped"].items() if case.get("unit")]
+    return "\n\n".join([markdown(case_table(case)), *(["  \n".join(skipped)] if skipped else [])])
+
+
+def group_of(name: str) -> str:
+    return name.partition("/")[0]
+
+
+def groups(run: dict[str, Any]) -> set[str]:
+    """Groups of the cases that a run was asked for."""
+    return {group_of(name) for name in [*(case["name"] for case in run["cases"]), *run["skipped"], *run["errors"]]}
+
+
+def known_names() -> list[str]:
+    from .cases import all_cases
+
+    return [case.name for case in all_cases()]
 
 
 def rewritten(text: str, root: Path = ROOT) -> str:
@@ -149,10 +212,11 @@ def rewritten(text: str, root: Path = ROOT) -> str:
 
     def table(match: re.Match[str]) -> str:
         begin, file, what, end = match.groups()
-        if not (root / file).is_file():
+        paths = sorted(root.glob(file)) if not Path(file).is_absolute() else [Path(file)]
+        if not paths:
             return f"{begin}Not measured yet: there is no `{file}`.\n{end}"
         try:
-            return begin + region(load(root / file), what) + end
+            return begin + region([load(path) for path in paths], what) + end
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
 
@@ -175,7 +239,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.file is not None:
             run = load(args.file)
-            print(run_text(run) + "\n\n" + aligned(targets_table(targets.judge(run))))
+            judged = [one for one in targets.judge(run) if group_of(one.target.case) in groups(run)]
+            print(run_text(run) + ("\n\n" + aligned(targets_table(judged)) if judged else ""))
         for path in args.write:
             path.write_text(rewritten(path.read_text()))
         stale = [path for path in args.verify if rewritten(path.read_text()) != path.read_text()]
@@ -183,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for path in stale:
-        print(f"{path}: a table differs from its JSON; run python -m benchmarks.report --write {path}", file=sys.stderr)
+        print(f"{path}: a table differs from its JSON; run python -m benchmarks report --write {path}", file=sys.stderr)
     return 1 if stale else 0
 
 

@@ -116,6 +116,7 @@ def test_wheel_holds_every_module(clone: Path, wheel: Path) -> None:
         names = set(archive.namelist())
     modules = {f"pyseq/{name}" for name in files_below(clone / "pyseq", (".py",))}
     modules |= {f"pyseq/kernels/{name}" for name in files_below(clone / "kernels", (".py",))}
+    modules |= {f"pyseq_benchmarks/{name}" for name in files_below(clone / "benchmarks", (".py",))}
     assert modules == {name for name in names if name.endswith(".py")}
     assert [name for name in names if name.startswith("pyseq/_core.") and name.endswith(".so")]
 
@@ -147,6 +148,11 @@ def test_the_wheel_works_in_a_clean_environment(wheel: Path, tmp_path: Path) -> 
     assert command.is_file()
     if (ROOT / "pyseq" / "cli" / "preprocess.py").exists():
         assert "--trainpref" in run(command, "--help", cwd=tmp_path)
+    # Both as the command and, for the processes that it starts, as a package of another name than in a checkout.
+    assert "startup/help" in run(python.with_name("pyseq-bench"), "list", "startup", cwd=tmp_path)
+    options = ["--quick", "--device", "cpu", "--json", tmp_path / "run.json"]
+    run(python.with_name("pyseq-bench"), "run", "train/tiny-multi30k", *options, cwd=tmp_path)
+    assert '"part:backward"' in (tmp_path / "run.json").read_text()
 
 
 def test_an_editable_checkout_works(clone: Path, isolation: list[str], tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import peers
-from benchmarks.harness import Case, Outcome, Side, Unavailable, Work
-from benchmarks.machine import copy_yardstick, need_memory
-from benchmarks.parameter_lists import Shapes, allocate, bound_to, count_of, even, of_model
+from .. import peers
+from ..harness import Case, Outcome, Side, Unavailable, Work
+from ..machine import copy_yardstick, need_memory
+from ..parameter_lists import Shapes, allocate, bound_to, count_of, even, of_model
 
 OPTIONS: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.98), "eps": 1e-8, "weight_decay": 0.01}
 MAX_NORM = 1.0

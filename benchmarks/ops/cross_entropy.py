@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import peers
-from benchmarks.harness import Case, Outcome, Side, Unavailable, Work
-from benchmarks.machine import need_memory
-from benchmarks.peers import Loss
 from pyseq import ops
+
+from .. import peers
+from ..harness import Case, Outcome, Side, Unavailable, Work
+from ..machine import need_memory
+from ..peers import Loss
 
 SMOOTHING, PADDING = 0.1, 1
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import Case, Side, Unavailable, Work
-from benchmarks.machine import copy_yardstick, need_memory
-from benchmarks.parameter_lists import Shapes, allocate, count_of, even, of_model
 from pyseq import ops
+
+from ..harness import Case, Side, Unavailable, Work
+from ..machine import copy_yardstick, need_memory
+from ..parameter_lists import Shapes, allocate, count_of, even, of_model
 
 
 def norm(shapes: Callable[[], Shapes], dtype: torch.dtype) -> Callable[[torch.device, bool], Work]:

@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import peers
-from benchmarks.harness import Case, Outcome, Side, Unavailable, Work
-from benchmarks.machine import matrix_yardstick, need_memory
-from benchmarks.peers import LinearLoss
 from pyseq import ops
+
+from .. import peers
+from ..harness import Case, Outcome, Side, Unavailable, Work
+from ..machine import matrix_yardstick, need_memory
+from ..peers import LinearLoss
 
 SMOOTHING = 0.1
 CHUNK_BYTES = 32 * 2**20  # of logits, in the chunked torch code

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from pyseq.cli import preprocess
 
 
 def make_side(name: str, seconds: list[float], **options: Any) -> dict[str, Any]:
@@ -42,3 +45,12 @@ def side() -> Callable[..., dict[str, Any]]:
 @pytest.fixture
 def run() -> Callable[..., dict[str, Any]]:
     return make_run
+
+
+@pytest.fixture(scope="session")
+def joined_data(tiny_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small corpus, binarised with one dictionary for both languages."""
+    folder = tmp_path_factory.mktemp("joined") / "bin"
+    argv = ["--source-lang", "en", "--target-lang", "de", "--joined-dictionary", "--destdir", str(folder)]
+    preprocess.main([*argv, "--trainpref", str(tiny_text / "train"), "--validpref", str(tiny_text / "valid")])
+    return folder

@@ -1,0 +1,112 @@
+"""Translating: pyseq-generate with and without its fused paths, and a fairseq if one is given; without start-up.
+
+Seconds are those that the command says it translated for. All sides get the same sentences; scores and lengths of the
+hypotheses are compared before the timing, those of the tiny model with what fairseq once printed.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from .. import corpora, fairseq, processes, recipes, settings
+from ..harness import Case, Outcome, Sample, Side, Unavailable, Work
+from ..recipes import ALL_OFF, DEFAULT
+
+BOUND = 1e-2  # one sentence in ten thousand tokens may end elsewhere; scores that agree are within 1e-6
+TURNS = 5
+OPTIONS = ("--beam", "5", "--remove-bpe", "--max-tokens", "4096", "--gen-subset", "test")
+Inputs = Callable[[], tuple[Path, Path]]  # data folder, checkpoint
+
+
+def hypotheses(lines: Iterable[str]) -> Outcome:
+    """Score and length, in words, of every hypothesis, by sentence. Raises CommandFailed if there is none."""
+    found = {}
+    for line in lines:
+        if line.startswith("H-"):
+            head, score, text = line.rstrip("\n").split("\t")
+            found[int(head[2:])] = float(score), len(text.split())
+    if not found:
+        raise processes.CommandFailed("no hypotheses were printed")
+    scores, lengths = zip(*(found[number] for number in sorted(found)))
+    return {"scores": torch.tensor(scores), "lengths": torch.tensor(lengths, dtype=torch.float32)}
+
+
+def side(name: str, command: Sequence[str], arguments: Sequence[str], env: Mapping[str, str]) -> Side:
+    def run() -> processes.Finished:
+        return processes.execute([*command, *arguments], env)
+
+    def measure() -> Sample:
+        done = run()
+        return done.sample() | fairseq.translation_figures(done.lines)
+
+    return Side(name, measure=measure, outcome=lambda: hypotheses(line for _, line in run().lines))
+
+
+def recorded() -> tuple[str, Outcome]:
+    with gzip.open(settings.reference() / "generate" / "update372.beam5.txt.gz", "rt", encoding="utf-8") as file:
+        return "fairseq's recorded output", hypotheses(file)
+
+
+def tiny() -> tuple[Path, Path]:
+    return corpora.multi30k(), settings.reference() / "checkpoints" / "update372.pt"
+
+
+def iwslt() -> tuple[Path, Path]:
+    return corpora.tatoeba(), corpora.iwslt_model()
+
+
+def big() -> tuple[Path, Path]:
+    return corpora.invented_pairs(), corpora.untrained(recipes.BIG, corpora.invented_pairs())
+
+
+def small() -> tuple[Path, Path]:
+    return corpora.tiny_pairs(), corpora.untrained([*recipes.TINY, *recipes.SMALL_PAIRS], corpora.tiny_pairs())
+
+
+def case(
+    inputs: Inputs, expected: Callable[[], tuple[str, Outcome]] | None = None, options: Sequence[str] = OPTIONS
+) -> Callable[[torch.device, bool], Work]:
+    def build(device: torch.device, quick: bool) -> Work:
+        data, checkpoint = small() if quick else inputs()
+        cpu = ["--cpu"] if device.type == "cpu" else []
+        limits = ["--max-len-b", "10"] if quick else []
+        arguments = [str(data), "--path", str(checkpoint), *options, *cpu, *limits]
+        config = {"options": " ".join([*options, *limits])}
+        work = Work(config, [], BOUND, unit="sentences", cold=False, turns=1 if quick else TURNS, warm_up=False)
+        if expected is not None and not quick:
+            work.expected = expected()
+        for variant in (DEFAULT, ALL_OFF):
+            env = processes.environment(variant.environment)
+            command = processes.pyseq_command("generate")
+            work.sides.append(side(variant.name, command, [*arguments, *variant.flags], env))
+        if quick:
+            work.skipped["fairseq"] = "not in a smoke run"
+        else:
+            make = lambda: side("fairseq", fairseq.command("generate"), arguments, fairseq.environment())  # noqa: E731
+            work.add("fairseq", make)
+        return work
+
+    return build
+
+
+def need_reference(inputs: Inputs) -> Inputs:
+    def found() -> tuple[Path, Path]:
+        data, checkpoint = inputs()
+        if not checkpoint.is_file():
+            raise Unavailable(f"there is no {checkpoint.name} in the reference folder")
+        return data, checkpoint
+
+    return found
+
+
+# An untrained model ends nowhere: its sentences are cut after as many tokens as the source has, and ten more.
+CUT = ("--max-len-a", "1", "--max-len-b", "10")
+CASES = [
+    Case("generate/tiny", case(need_reference(tiny), recorded), ("cpu",)),
+    Case("generate/iwslt", case(iwslt), ("cpu",)),
+    Case("generate/big-bf16", case(big, options=(*OPTIONS, *CUT, "--bf16")), ("cuda",)),
+]
