@@ -11,6 +11,7 @@ using namespace pyseq;
 
 void bind_adam(py::module_& m);           // bindings_adam.cpp
 void bind_cross_entropy(py::module_& m);  // bindings_cross_entropy.cpp
+void bind_decoding(py::module_& m);       // bindings_decoding.cpp
 void bind_dropout(py::module_& m);        // bindings_dropout.cpp
 void bind_grad_norm(py::module_& m);      // bindings_grad_norm.cpp
 void bind_layer_norm(py::module_& m);     // bindings_layer_norm.cpp
@@ -54,6 +55,7 @@ void bind_ops(py::module_& m) {
   m.def("use_isa", &use_isa, py::arg("name"), "Use one of isas() from now on.");
   bind_adam(m);
   bind_cross_entropy(m);
+  bind_decoding(m);
   bind_dropout(m);
   bind_grad_norm(m);
   bind_layer_norm(m);
