@@ -69,6 +69,10 @@ static inline bool any_equal(Vec a, Vec b) {
   return _mm256_movemask_ps(_mm256_cmp_ps(a.lanes, b.lanes, _CMP_EQ_OQ)) != 0;
 }
 
+static inline bool any_above(Vec a, float bound) {
+  return _mm256_movemask_ps(_mm256_cmp_ps(a.lanes, _mm256_set1_ps(bound), _CMP_GT_OQ)) != 0;
+}
+
 static constexpr float exp_lower_bound = -87.33654f;  // exp of it is the smallest normal number
 static inline Vec clamp_below(Vec a, float bound) { return max(Vec(bound), a); }
 static inline Vec round_to_even(Vec a) {

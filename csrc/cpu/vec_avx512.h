@@ -63,6 +63,10 @@ static inline float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.lanes); }
 static inline float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.lanes); }
 static inline bool any_equal(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.lanes, b.lanes, _CMP_EQ_OQ) != 0; }
 
+static inline bool any_above(Vec a, float bound) {
+  return _mm512_cmp_ps_mask(a.lanes, _mm512_set1_ps(bound), _CMP_GT_OQ) != 0;
+}
+
 static constexpr float exp_lower_bound = -120.0f;  // exp of it is 0 in fp32
 static inline Vec clamp_below(Vec a, float bound) { return max(Vec(bound), a); }
 static inline Vec round_to_even(Vec a) {

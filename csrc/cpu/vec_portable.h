@@ -66,6 +66,11 @@ static inline bool any_equal(Vec a, Vec b) {
   return (equal[0] | equal[1] | equal[2] | equal[3]) != 0;
 }
 
+static inline bool any_above(Vec a, float bound) {
+  const Int4 above = a.lanes > bound;
+  return (above[0] | above[1] | above[2] | above[3]) != 0;
+}
+
 static constexpr float exp_lower_bound = -87.33654f;  // exp of it is the smallest normal number
 static inline Vec clamp_below(Vec a, float bound) { return max(Vec(bound), a); }
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pyseq.generation.ensemble import EnsembleModel, NextToken
+from pyseq.generation.ensemble import EnsembleModel, NextToken, Shortlist
+from pyseq.ops.packed_linear import PackedLinear
 
 
 class Decoding:
@@ -53,6 +54,13 @@ class Decoding:
         lm_lprobs, _ = self.lm.forward_decoder(tokens, [None], self.lm_states)
         return token._replace(scores=token.scores + self.lm_weight * lm_lprobs)
 
+    def shortlist(
+        self, tokens: Tensor, weights: PackedLinear, count: int, adjustments: dict[int, float], filler: int
+    ) -> Shortlist:
+        """The most probable tokens after ``tokens`` [R, L]; see :meth:`EnsembleModel.shortlist`."""
+        assert self.states is not None and self.lm is None
+        return self.models.shortlist(tokens, self.sources, self.states, weights, count, adjustments, filler)
+
     def reorder(self, rows: Tensor, beam: int, sentences_left: bool) -> None:
         """Make row i what row ``rows[i]`` was.
 
@@ -64,7 +72,7 @@ class Decoding:
         if self.at_start:
             self.models.set_beam_size(beam)
         if self.at_start or sentences_left:
-            self.sources = self.models.reorder_encoder_out(self.sources, rows)
+            self.sources = self.models.reorder_encoder_out(self.sources, rows, self.states)
         self.at_start = False
         self.models.reorder_incremental_state(self.states, rows)
         if self.lm is not None:

@@ -12,8 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyseq.generation.normalization import log_normalizer, plain_logits
+from pyseq.generation.normalization import is_plain_softmax, log_normalizer, plain_logits
 from pyseq.models.incremental_decoder import IncrementalDecoder
+from pyseq.models.model import BaseModel
+from pyseq.ops import dispatch
+from pyseq.ops.linear_top_candidates import linear_top_candidates
+from pyseq.ops.packed_linear import PackedLinear, identity
 
 IncrementalState = dict[str, Any]
 
@@ -24,6 +28,13 @@ class NextToken(NamedTuple):
     scores: Tensor  # R x V, fp32
     log_normalizer: Tensor | None  # R; None for 0
     attention: Tensor | None  # R x S, the mean over models; None if they return none
+
+
+class Shortlist(NamedTuple):
+    """The most probable next tokens of each of R prefixes."""
+
+    lprobs: Tensor  # R x K, descending, fp32
+    tokens: Tensor  # R x K
 
 
 class EnsembleModel(nn.Module):
@@ -37,6 +48,7 @@ class EnsembleModel(nn.Module):
         super().__init__()
         self.models: Any = nn.ModuleList(models)
         self.models_size = len(models)
+        self._output: tuple[tuple[tuple[int, int], ...], PackedLinear] | None = None
         self.incremental = all(isinstance(getattr(m, "decoder", None), IncrementalDecoder) for m in models)
 
     def has_encoder(self) -> bool:
@@ -47,7 +59,7 @@ class EnsembleModel(nn.Module):
 
     def new_incremental_states(self) -> list[IncrementalState] | None:
         """An empty state for each model; None if one of them has to see the whole prefix at every step."""
-        return [{} for _ in self.models] if self.incremental else None
+        return [model.decoder.new_incremental_state() for model in self.models] if self.incremental else None
 
     def max_decoder_positions(self) -> int:
         """The fewest positions that any of the models can decode."""
@@ -111,6 +123,45 @@ class EnsembleModel(nn.Module):
         ]
         return NextToken(log_mean_exp(lprobs), None, attn)
 
+    def output_weights(self) -> PackedLinear | None:
+        """The output layer, where :meth:`shortlist` can be used: one model that makes a step at a time, on the CPU."""
+        model = self.models[0]
+        if self.models_size > 1 or not self.incremental or not isinstance(model, BaseModel):
+            return None
+        output = model.linear_output()
+        if output is None or output.weight.device.type != "cpu" or output.weight.dtype != torch.float32:
+            return None
+        if dispatch.choose("linear_top_candidates", "cpu", torch.float32) == "torch" or not is_plain_softmax(model):
+            return None
+        made_from = identity(*output)
+        if self._output is None or self._output[0] != made_from:
+            self._output = made_from, PackedLinear.pack(*output)
+        return self._output[1]
+
+    def shortlist(
+        self,
+        tokens: Tensor,
+        encoder_outs: list[Any],
+        incremental_states: list[IncrementalState],
+        weights: PackedLinear,
+        count: int,
+        adjustments: dict[int, float],
+        filler: int,
+    ) -> Shortlist:
+        """The ``count`` most probable next tokens, without the logits of all.
+
+        Args:
+            tokens, encoder_outs, incremental_states: as for :meth:`next_token`.
+            weights: what :meth:`output_weights` returned.
+            adjustments: added to the log-probabilities of these tokens.
+            filler: stands for a token where fewer than ``count`` have a log-probability above -inf.
+        """
+        state = incremental_states[0]
+        out = self.models[0].decoder(tokens, encoder_out=encoder_outs[0], incremental_state=state, features_only=True)
+        values, found, log_sum_exp = linear_top_candidates(out[0][:, -1], weights, count, adjustments, filler)
+        lprobs = (values - log_sum_exp.unsqueeze(1)).nan_to_num_(nan=-math.inf, neginf=-math.inf)
+        return Shortlist(lprobs, found)
+
     def _decode(
         self, model: Any, tokens: Tensor, encoder_out: Any, state: IncrementalState | None
     ) -> tuple[Tensor, Any]:
@@ -124,11 +175,19 @@ class EnsembleModel(nn.Module):
             out = decode(tokens, encoder_out=encoder_out)
         return (out[0], out[1] if len(out) > 1 else None) if isinstance(out, (tuple, list)) else (out, None)
 
-    def reorder_encoder_out(self, encoder_outs: list[Any], new_order: Tensor) -> list[Any]:
-        """The encoder outputs of the rows ``new_order``."""
+    def reorder_encoder_out(
+        self, encoder_outs: list[Any], new_order: Tensor, states: list[IncrementalState] | None = None
+    ) -> list[Any]:
+        """The encoder outputs of the rows ``new_order``; None for a model whose decoder needs no more of it."""
         if not self.has_encoder():
             return encoder_outs
-        return [model.encoder.reorder_encoder_out(out, new_order) for model, out in zip(self.models, encoder_outs)]
+        unread = [False] * self.models_size
+        if states is not None:
+            unread = [not model.decoder.reads_encoder_out(state) for model, state in zip(self.models, states)]
+        return [
+            None if done else model.encoder.reorder_encoder_out(out, new_order)
+            for model, out, done in zip(self.models, encoder_outs, unread)
+        ]
 
     def reorder_incremental_state(self, incremental_states: list[IncrementalState] | None, new_order: Tensor) -> None:
         """Make row i of every state what row ``new_order[i]`` was."""

@@ -14,9 +14,10 @@ from pyseq.data.dictionary import Dictionary
 from pyseq.errors import ConfigError, UserError
 from pyseq.generation.beams import Beams, Ended, Hypothesis
 from pyseq.generation.decoding import Decoding
-from pyseq.generation.ensemble import EnsembleModel, NextToken, attending
+from pyseq.generation.ensemble import EnsembleModel, NextToken, Shortlist, attending
 from pyseq.generation.ngram_blocking import block_repeated_ngrams
 from pyseq.generation.search import BeamSearch, Search
+from pyseq.ops.packed_linear import PackedLinear
 
 
 @dataclass
@@ -177,13 +178,22 @@ class SequenceGenerator(nn.Module):
         device, src_len = batch.src_lengths.device, batch.src_len if self.need_attention else None
         beams = Beams.start(batch.bsz, self.eos if bos_token is None else bos_token, src_len, device)
         ended = Ended(batch.bsz, self.beam_size, batch.max_len, self.eos, self.pad, src_len, device)
-        decoding = Decoding(self.model, batch.net_input, self.lm_model, self.lm_weight)
-        with decoding, attending(self.model.models, self.need_attention):
+        # Decoders must know whether their attention is asked for when they begin.
+        with (
+            attending(self.model.models, self.need_attention),
+            Decoding(self.model, batch.net_input, self.lm_model, self.lm_weight) as decoding,
+        ):
+            output = self._output_weights()
             for step in range(batch.max_len + 1):
-                token = decoding.step(beams.tokens, self.temperature)
-                self._keep_attention(token, beams)
-                self._restrict(token, step, beams, batch)
-                candidates = self._candidates(step, token, beams, batch)
+                count = None if output is None else self._shortlist(step, batch)
+                if output is None or count is None:
+                    token = decoding.step(beams.tokens, self.temperature)
+                    self._keep_attention(token, beams)
+                    self._restrict(token, step, beams, batch)
+                    candidates = self._candidates(step, token, beams, batch)
+                else:
+                    best = decoding.shortlist(beams.tokens, output, count, self._adjustments(step), self.pad)
+                    candidates = self._best_candidates(step, best, beams)
                 ends = candidates.tokens.eq(self.eos) & candidates.scores.ne(-math.inf)
                 self._end(step, candidates, ends, beams, ended, batch)
                 if step == batch.max_len:
@@ -194,6 +204,38 @@ class SequenceGenerator(nn.Module):
                 decoding.reorder(continuing.rows.flatten(), self.beam_size, sentences.numel() < beams.bsz)
                 beams = beams.extend(*continuing, beams.sentence[sentences])
         return self._complete(ended, batch)
+
+    def _output_weights(self) -> PackedLinear | None:
+        """The output layer, if a few of each hypothesis's tokens may be enough at some steps."""
+        needs_all = (
+            self.lm_model is not None
+            or self.temperature != 1.0
+            or self.need_attention
+            or self.no_repeat_ngram_size > 0
+            or self.search.needs_src_lengths
+        )
+        return None if needs_all else self.model.output_weights()
+
+    def _shortlist(self, step: int, batch: Batch) -> int | None:
+        """How many tokens of each hypothesis are enough at this step; None: all are needed."""
+        prefix = batch.prefix_tokens
+        if step == batch.max_len or (prefix is not None and step < prefix.size(1)):
+            return None
+        return self.search.shortlist(step, self.beam_size)
+
+    def _adjustments(self, step: int) -> dict[int, float]:
+        """What :meth:`_restrict` adds to log-probabilities where there is no prefix."""
+        adjustments = dict.fromkeys([self.pad, *self.suppressed], -math.inf)
+        if step < self.min_len:
+            adjustments[self.eos] = -math.inf
+        if self.unk_penalty:
+            adjustments[self.unk] = adjustments.get(self.unk, 0.0) - self.unk_penalty
+        return adjustments
+
+    def _best_candidates(self, step: int, best: Shortlist, beams: Beams) -> Candidates:
+        fields = (beams.per_sentence(rows, self.beam_size) for rows in (*best, beams.scores))
+        scores, tokens, hypothesis = self.search.step_shortlist(step, *fields)
+        return Candidates(scores, tokens, beams.first_row() + hypothesis.clamp(max=beams.width - 1))
 
     def _read(self, sample: dict[str, Any], prefix_tokens: Tensor | None) -> Batch:
         net_input = sample["net_input"]

@@ -73,6 +73,23 @@ class Search(ABC):
         lprobs = (logits - log_normalizer.unsqueeze(-1)).nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
         return self.step(step, lprobs, scores, prev_output_tokens, original_batch_idxs)
 
+    def shortlist(self, step: int, beam: int) -> int | None:
+        """How many of a hypothesis's most probable tokens are enough to choose from; None: all are needed.
+
+        A search that returns a number has a :meth:`step_shortlist`.
+        """
+        return None
+
+    def step_shortlist(self, step: int, lprobs: Tensor, tokens: Tensor, scores: Tensor) -> Candidates:
+        """As :meth:`step`, from the :meth:`shortlist` of each hypothesis.
+
+        Args:
+            lprobs: [B, beam, K] the largest log-probabilities, descending. At step 0 of one row that is repeated.
+            tokens: [B, beam, K] the tokens that have them.
+            scores: [B, beam, step] cumulative scores of the hypotheses.
+        """
+        raise NotImplementedError
+
     def set_src_lengths(self, src_lengths: Tensor) -> None:
         """Take note of the source lengths [B] of the sentences that are left in the batch."""
         self.src_lengths = src_lengths
@@ -111,18 +128,34 @@ class BeamSearch(Search):
     ) -> Candidates:
         return self._best(step, logits, scores, log_normalizer)
 
+    def shortlist(self, step: int, beam: int) -> int | None:
+        kept = "step", "step_unnormalized"
+        if any(getattr(type(self), name) is not getattr(BeamSearch, name) for name in kept):
+            return None
+        return min(self._count(step, beam), self.vocab_size)
+
+    def _count(self, step: int, beam: int) -> int:
+        """Candidates of a sentence; one less than there are tokens at most, since padding is never a candidate."""
+        return min(2 * beam, self.vocab_size - 1 if step == 0 else beam * self.vocab_size - 1)
+
     def _best(self, step: int, lprobs: Tensor, scores: Tensor, log_normalizer: Tensor | None) -> Candidates:
         _, beam, vocab = lprobs.shape
         rows = slice(0, 1) if step == 0 else slice(0, beam)
-        # One less than there are: padding is never a candidate.
-        count = min(2 * beam, vocab - 1 if step == 0 else beam * vocab - 1)
         # The best of all hypotheses are among the best of each, which are few enough to finish their scores.
-        values, tokens = largest(lprobs[:, rows], min(count, vocab))  # B x rows x k
+        values, tokens = largest(lprobs[:, rows], min(self._count(step, beam), vocab))  # B x rows x k
         if log_normalizer is not None:
             values = (values - log_normalizer[:, rows].unsqueeze(-1)).nan_to_num(nan=-math.inf, neginf=-math.inf)
+        return self._merge(step, beam, values, tokens, scores)
+
+    def step_shortlist(self, step: int, lprobs: Tensor, tokens: Tensor, scores: Tensor) -> Candidates:
+        rows = slice(0, 1) if step == 0 else slice(None)
+        return self._merge(step, lprobs.size(1), lprobs[:, rows], tokens[:, rows], scores)
+
+    def _merge(self, step: int, beam: int, lprobs: Tensor, tokens: Tensor, scores: Tensor) -> Candidates:
+        """The best of what the hypotheses of each sentence are best at [B, rows, k]."""
         if step > 0:
-            values = values + scores[:, :, step - 1].unsqueeze(-1)
-        best, index = values.flatten(1).topk(count)
+            lprobs = lprobs + scores[:, :, step - 1].unsqueeze(-1)
+        best, index = lprobs.flatten(1).topk(self._count(step, beam))
         return best, tokens.flatten(1).gather(1, index), index // tokens.size(-1)
 
 

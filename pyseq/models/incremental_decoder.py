@@ -38,6 +38,14 @@ class IncrementalDecoder(Decoder, IncrementalState):
         """Features [B x T x C], T = 1 with an incremental state, and anything else (a dict)."""
         raise NotImplementedError
 
+    def new_incremental_state(self) -> dict[str, Any]:
+        """The state that generation begins a batch with: empty, or with what makes this decoder's steps faster."""
+        return {}
+
+    def reads_encoder_out(self, incremental_state: dict[str, Any]) -> bool:
+        """Whether the steps to come need the encoder's output, which then has a row for each row of the state."""
+        return True
+
     def reorder_incremental_state(self, incremental_state: dict[str, Any], new_order: Tensor) -> dict[str, Any] | None:
         """Keep the rows ``new_order`` [B'] of what this module itself stored, in that order.
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pyseq.models.incremental_decoder import IncrementalDecoder
 from pyseq.models.linear_output import LinearOutput, linear_output_of
 from pyseq.models.transformer.common import drop_idle_mask, layer_list
+from pyseq.models.transformer.step_decoding import PreparedWeights, StepDecoding, can_step
 from pyseq.modules import (
     Dropout,
     LayerNorm,
@@ -64,6 +65,7 @@ class TransformerDecoder(IncrementalDecoder):
         self.cross_self_attention = cfg.cross_self_attention
         self.left_pad_target = cfg.left_pad_target
         self.need_attn = False
+        self._prepared = PreparedWeights()
 
         input_dim, dim = embed_tokens.embedding_dim, cfg.decoder_embed_dim
         self.embed_dim = dim
@@ -129,7 +131,8 @@ class TransformerDecoder(IncrementalDecoder):
 
         Returns:
             Logits [B x T x V], and a dict of lists: ``attn``, the attention [B x T x S], or None unless
-            ``alignment_layer``, ``alignment_heads`` or ``self.need_attn`` asks for it; ``inner_states`` [T x B x C].
+            ``alignment_layer``, ``alignment_heads`` or ``self.need_attn`` asks for it; ``inner_states`` [T x B x C]
+            (of a step that :meth:`new_incremental_state` made faster, the last alone).
         """
         x, extra = self.extract_features(
             prev_output_tokens,
@@ -169,6 +172,13 @@ class TransformerDecoder(IncrementalDecoder):
         if alignment_layer is None:
             alignment_layer = self.num_layers - 1
         enc, padding_mask = self._source(encoder_out)
+        steps: StepDecoding | None = self.get_incremental_state(incremental_state, "steps")
+        if steps is not None:
+            if need_attn:
+                raise ValueError("set need_attn before new_incremental_state(): this state keeps no attention")
+            x = self.forward_embedding(prev_output_tokens, incremental_state).transpose(0, 1)  # 1 x B x C
+            x = steps.step(x, enc, padding_mask, prev_output_tokens[:, -1].eq(self.padding_idx))
+            return self._end(x), {"attn": [None], "inner_states": [x]}
         causal = incremental_state is None and not full_context_alignment
         self_padding_mask = self.padding_mask(prev_output_tokens, causal, incremental_state is not None)
         x = self.forward_embedding(prev_output_tokens, incremental_state)  # B x T x C
@@ -192,12 +202,35 @@ class TransformerDecoder(IncrementalDecoder):
             inner_states.append(x)
             if wanted and layer_attn is not None:
                 attn = layer_attn[:alignment_heads].mean(dim=0)  # B x T x S
+        return self._end(x), {"attn": [attn], "inner_states": inner_states}
+
+    def _end(self, x: Tensor) -> Tensor:
+        """What follows the layers: [T x B x C] to features [B x T x C]."""
         if self.layer_norm is not None:
             x = self.layer_norm(x)
         x = x.transpose(0, 1)  # B x T x C
-        if self.project_out_dim is not None:
-            x = self.project_out_dim(x)
-        return x, {"attn": [attn], "inner_states": inner_states}
+        return x if self.project_out_dim is None else self.project_out_dim(x)
+
+    def new_incremental_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = {}
+        if not self.need_attn and not self.training and can_step(self.layers):
+            self.set_incremental_state(state, "steps", StepDecoding(self._prepared.of(self.layers)))
+        return state
+
+    def reads_encoder_out(self, incremental_state: dict[str, Any]) -> bool:
+        return self.get_incremental_state(incremental_state, "steps") is None
+
+    def reorder_incremental_state(self, incremental_state: dict[str, Any], new_order: Tensor) -> dict[str, Any] | None:
+        steps: StepDecoding | None = self.get_incremental_state(incremental_state, "steps")
+        if steps is not None:
+            steps.reorder(new_order)
+        return None
+
+    def reorder_incremental_state_scripting(self, incremental_state: dict[str, Any], new_order: Tensor) -> None:
+        if len(incremental_state) == 1 and not self.reads_encoder_out(incremental_state):
+            self.reorder_incremental_state(incremental_state, new_order)  # no other module has a state
+        else:
+            super().reorder_incremental_state_scripting(incremental_state, new_order)
 
     def forward_embedding(self, tokens: Tensor, incremental_state: dict[str, Any] | None = None) -> Tensor:
         """What the first layer gets [B x T x C]; with an incremental state, of the last of ``tokens`` [B x T] alone."""

@@ -1,0 +1,2 @@
+#define PYSEQ_PORTABLE
+#include "cpu/decoder_step_rows.h"

@@ -1,0 +1,2 @@
+#define PYSEQ_PORTABLE
+#include "cpu/linear_top_candidates_rows.h"

@@ -1,0 +1,142 @@
+// The best logits of rows, in vectors; included once for each instruction set.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "cpu/linear_top_candidates.h"
+#include "cpu/packed_linear_rows.h"
+
+namespace pyseq {
+namespace PYSEQ_ISA {
+
+static constexpr float infinity = std::numeric_limits<float>::infinity();
+// Logits of a block of rows and a block of panels stay in the second-level cache, the rows of x beside them.
+static constexpr int64_t block_rows = 5 * 12;
+static constexpr int64_t block_panels = 24;
+static constexpr int64_t block_columns = block_panels * panel_width;
+
+// What is known of a row after some of its columns.
+struct RowSum {
+  float largest = -infinity;
+  double sum = 0.0;  // of exp(logit - largest)
+
+  // `logits` [count] is followed by -inf up to a whole vector.
+  float add(const float* logits, int64_t count) {
+    Vec most(-infinity);
+    for (int64_t i = 0; i < count; i += Vec::width) {
+      most = larger(most, load(logits + i));
+    }
+    float lanes[Vec::width];
+    store(lanes, most);
+    float block = -infinity;
+    for (const float lane : lanes) {
+      block = lane > block || lane != lane ? lane : block;
+    }
+    const float before = largest;
+    if (block > largest || block != block) {
+      largest = block;
+    }
+    if (largest == -infinity || !(largest < infinity)) {
+      return block;  // log_sum_exp is `largest` itself, be it -inf, inf or nan
+    }
+    Vec sums(0.0f);
+    const Vec center(largest);
+    for (int64_t i = 0; i < count; i += Vec::width) {
+      sums = sums + exp_nonpositive(load(logits + i) - center);
+    }
+    sum = sum * std::exp(static_cast<double>(before) - static_cast<double>(largest)) + reduce_add(sums);
+    return block;
+  }
+
+  float log_sum_exp() const {
+    const bool finite = largest > -infinity && largest < infinity;
+    return finite ? static_cast<float>(static_cast<double>(largest) + std::log(sum)) : largest;
+  }
+};
+
+// The best of a row so far, best first.
+struct Best {
+  float* values;
+  int64_t* columns;
+  int64_t count;
+
+  void clear(int64_t filler) {
+    std::fill(values, values + count, -infinity);
+    std::fill(columns, columns + count, filler);
+  }
+
+  float least() const { return values[count - 1]; }
+
+  void add(float value, int64_t column) {
+    int64_t place = count - 1;
+    for (; place > 0 && values[place - 1] < value; --place) {
+      values[place] = values[place - 1];
+      columns[place] = columns[place - 1];
+    }
+    values[place] = value;
+    columns[place] = column;
+  }
+
+  void add_all(const float* logits, int64_t length, int64_t first) {
+    for (int64_t i = 0; i < length; i += Vec::width) {
+      if (!any_above(load(logits + i), least())) {
+        continue;
+      }
+      for (int64_t j = i; j < std::min(length, i + Vec::width); ++j) {
+        if (logits[j] > least()) {
+          add(logits[j], first + j);
+        }
+      }
+    }
+  }
+};
+
+static void add_block(const Candidates& job, int64_t row, int64_t first, int64_t length, float* logits, RowSum* sum) {
+  std::fill(logits + length, logits + (length + Vec::width - 1) / Vec::width * Vec::width, -infinity);
+  const float largest = sum->add(logits, length);
+  Best best{job.values + row * job.count, job.columns + row * job.count, job.count};
+  const int64_t* adjusted = std::lower_bound(job.adjusted, job.adjusted + job.adjustments, first);
+  bool changed = false;
+  for (; adjusted < job.adjusted + job.adjustments && *adjusted < first + length; ++adjusted) {
+    logits[*adjusted - first] += job.adjustment[adjusted - job.adjusted];
+    changed = true;
+  }
+  if (changed || !(largest <= best.least())) {
+    best.add_all(logits, length, first);
+  }
+}
+
+static void find_candidates(const Candidates& job, int64_t begin, int64_t end) {
+  std::vector<float> logits(static_cast<size_t>(block_rows * block_columns));
+  std::vector<RowSum> sums(static_cast<size_t>(block_rows));
+  const int64_t panels = job.weights.panel_count();
+  for (int64_t top = begin; top < end; top += block_rows) {
+    const int64_t rows = std::min(block_rows, end - top);
+    std::fill(sums.begin(), sums.end(), RowSum());
+    for (int64_t row = top; row < top + rows; ++row) {
+      Best{job.values + row * job.count, job.columns + row * job.count, job.count}.clear(job.filler);
+    }
+    for (int64_t panel = 0; panel < panels; panel += block_panels) {
+      const int64_t last = std::min(panels, panel + block_panels);
+      multiply_panels(job.x + top * job.weights.depth, job.weights.depth, rows, job.weights, panel, last, logits.data(),
+                      block_columns, [](Vec sum, const float*) { return sum; });
+      const int64_t first = panel * panel_width;
+      const int64_t length = std::min(job.weights.columns, last * panel_width) - first;
+      for (int64_t r = 0; r < rows; ++r) {
+        add_block(job, top + r, first, length, logits.data() + r * block_columns, &sums[static_cast<size_t>(r)]);
+      }
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      job.log_sum_exp[top + r] = sums[static_cast<size_t>(r)].log_sum_exp();
+    }
+  }
+}
+
+CandidateRows candidate_rows() { return &find_candidates; }
+
+}  // namespace PYSEQ_ISA
+}  // namespace pyseq

@@ -1,0 +1,55 @@
+"""Weights of a linear layer in the order in which the core's matrix product reads them (csrc/cpu/packed_linear.h)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PANEL_WIDTH = 16  # as in csrc/cpu/packed_linear.h
+
+
+class PackedLinear(NamedTuple):
+    """``x @ weight.T + bias`` with N columns, in P panels of 16 columns, zeros past the last column. All fp32."""
+
+    panels: Tensor  # P x depth x 16
+    bias: Tensor | None  # P * 16
+    columns: int
+
+    @classmethod
+    def pack(cls, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
+        """Copies of ``weight`` [N x depth] and ``bias`` [N]."""
+        columns, depth = weight.shape
+        missing = -columns % PANEL_WIDTH
+        panels = F.pad(weight.detach().float(), (0, 0, 0, missing)).view(-1, PANEL_WIDTH, depth)
+        kept = None if bias is None else F.pad(bias.detach().float(), (0, missing))
+        return cls(panels.transpose(1, 2).contiguous(), kept, columns)
+
+    @property
+    def depth(self) -> int:
+        return self.panels.size(1)
+
+    def addresses(self) -> tuple[int, int]:
+        """Where panels and bias lie; 0 for no bias."""
+        return self.panels.data_ptr(), 0 if self.bias is None else self.bias.data_ptr()
+
+    def reference(self, x: Tensor) -> Tensor:
+        """The product in plain torch, in the dtype of ``x`` [... x depth]."""
+        weight = self.panels.transpose(1, 2).flatten(0, 1)[: self.columns]
+        bias = None if self.bias is None else self.bias[: self.columns].to(x.dtype)
+        return F.linear(x, weight.to(x.dtype), bias)
+
+
+def identity(*tensors: Tensor | None) -> tuple[tuple[int, int], ...]:
+    """What changes when one of these tensors is replaced or written to."""
+    return tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors if t is not None)
+
+
+def check_packed(packed: PackedLinear, x: Tensor) -> None:
+    """Raise TypeError unless ``packed`` and ``x`` [rows x depth] are fp32, on one device, and fit."""
+    if x.dim() != 2 or x.size(1) != packed.depth:
+        raise TypeError(f"x {tuple(x.shape)} does not fit weights for rows of {packed.depth} numbers")
+    if x.dtype != torch.float32 or x.device != packed.panels.device:
+        raise TypeError(f"x ({x.dtype}, {x.device}) does not fit fp32 weights on {packed.panels.device}")
