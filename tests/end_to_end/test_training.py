@@ -214,7 +214,8 @@ def test_non_finite_gradients_stop_the_run_and_keep_the_checkpoint(train_argv, t
 
 def test_training_without_padding_is_training(train_argv, tmp_path, monkeypatch):
     """The same batches give the same losses, whether their padding is computed or left out."""
-    argv = [*train_argv, "--packed", "--dropout", "0", "--disable-validation", "--max-update", "4", "--log-interval", "1"]
+    argv = [*train_argv, "--packed", "--dropout", "0", "--disable-validation", "--max-update", "4",
+            "--log-interval", "1"]  # fmt: skip
     packed = [r["loss"] for r in run(argv, tmp_path / "packed") if r["tag"] == "train_inner"]
     monkeypatch.setattr("pyseq.models.transformer.transformer_model.packs", lambda *args: False)
     padded = [r["loss"] for r in run(argv, tmp_path / "padded") if r["tag"] == "train_inner"]
