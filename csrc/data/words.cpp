@@ -24,11 +24,21 @@ uint64_t hash_of(std::string_view word) {
   return mix(mix(hash ^ rest));
 }
 
+// Whether whitespace may begin with a byte. Few do, and most of the time is spent on the others.
+struct MayBegin {
+  bool whitespace[256] = {};
+
+  constexpr MayBegin() {
+    for (const int byte : {0x09, 0x0a, 0x0b, 0x0c, 0x0d, 0x1c, 0x1d, 0x1e, 0x1f, 0x20, 0xc2, 0xe1, 0xe2, 0xe3})
+      whitespace[byte] = true;
+  }
+};
+constexpr MayBegin may_begin;
+
 // Bytes of the whitespace at the beginning of `text`, 0 if there is none. `text` is not empty.
 size_t whitespace(std::string_view text) {
   const auto at = [&](size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0; };
   const unsigned first = at(0), second = at(1), third = at(2);
-  if (first < 0x80) return first == ' ' || (first >= 0x09 && first <= 0x0d) || (first >= 0x1c && first <= 0x1f);
   switch (first) {
     case 0xc2: return second == 0x85 || second == 0xa0 ? 2 : 0;
     case 0xe1: return second == 0x9a && third == 0x80 ? 3 : 0;
@@ -37,7 +47,7 @@ size_t whitespace(std::string_view text) {
       return second == 0x81 && third == 0x9f ? 3 : 0;
     case 0xe3: return second == 0x80 && third == 0x80 ? 3 : 0;
   }
-  return 0;
+  return may_begin.whitespace[first];
 }
 
 // Calls word(text) for every word and line() at the end of every line.
@@ -49,7 +59,7 @@ void read(std::string_view text, Word word, Line line) {
   };
   bool open = false;  // whether a line has begun
   while (i < text.size()) {
-    const size_t space = whitespace(text.substr(i));
+    const size_t space = may_begin.whitespace[static_cast<unsigned char>(text[i])] ? whitespace(text.substr(i)) : 0;
     if (space == 0) {
       ++i;
       open = true;
@@ -119,6 +129,7 @@ WordCounts count_words(std::string_view text) {
 EncodedLines encode_lines(std::string_view text, const WordTable& vocabulary, const int32_t* ids,
                           const EncodeOptions& options) {
   EncodedLines out;
+  out.tokens.reserve(text.size() / 4);
   size_t begin = 0;  // of the line, in tokens
   const auto word = [&](std::string_view word) {
     const int64_t number = vocabulary.find(word);
