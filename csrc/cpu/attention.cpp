@@ -26,7 +26,13 @@ AttentionKernels kernels_for(DType dtype) {
   return portable::attention_kernels(dtype);
 }
 
-// What threads share: each head of each segment is a task.
+// Neighbouring heads lie in the same pages of memory, and the next one is on its way to the cache while one is computed:
+// a thread takes as many together as leave 16 tasks for each thread.
+int64_t heads_together(const AttentionShape& shape, int threads) {
+  return std::clamp<int64_t>(shape.segments * shape.heads / (16 * std::max(threads, 1)), 1, shape.heads);
+}
+
+// What threads share: some heads of a segment are a task.
 class Tasks {
  public:
   Tasks(const AttentionShape& shape, bool backward)
@@ -51,15 +57,18 @@ class Tasks {
   template <class Run>
   void run(const AttentionShape& shape, int threads, const Run& run) const {
     const int64_t cost = std::accumulate(costs_.begin(), costs_.end(), int64_t{0});
-    const int64_t tasks = shape.segments * shape.heads;
+    const int64_t together = heads_together(shape, threads), parts = (shape.heads + together - 1) / together;
 #pragma omp parallel num_threads(useful_threads(threads, cost, shape.heads* shape.dim))
     {
       const size_t line = 16;
       const std::unique_ptr<float[]> memory(new float[static_cast<size_t>(work_) + line]);
       float* const work = memory.get() + (line - reinterpret_cast<uintptr_t>(memory.get()) / sizeof(float) % line);
 #pragma omp for schedule(dynamic)
-      for (int64_t i = 0; i < tasks; ++i) {
-        run(order_[static_cast<size_t>(i / shape.heads)], i % shape.heads, work);
+      for (int64_t i = 0; i < shape.segments * parts; ++i) {
+        const int64_t first = i % parts * together;
+        for (int64_t head = first; head < std::min(first + together, shape.heads); ++head) {
+          run(order_[static_cast<size_t>(i / parts)], head, work);
+        }
       }
     }
   }

@@ -17,7 +17,9 @@ struct Matrix {
   Matrix from(int64_t row, int64_t col = 0) const { return {data + row * stride + col, stride}; }
 };
 
-static constexpr int tile_rows = 6, tile_vectors = 2;  // 12 sums, 2 factors, 1 more: they fit 16 registers
+// Tiles of 12 sums, of as many rows as that leaves: with their factors they fit 16 registers.
+static constexpr int tile_rows = 6;  // at most
+static constexpr int rows_beside(int vectors) { return vectors == 3 ? 4 : tile_rows; }
 
 // A tile of c (+)= a b, or of a^T b.
 template <int rows, int vectors, bool transposed, bool add>
@@ -59,23 +61,30 @@ static inline void last_rows(int64_t count, Matrix a, Matrix b, Matrix c, int64_
 
 template <int vectors, bool transposed, bool add>
 static void panel_product(Matrix a, Matrix b, Matrix c, int64_t rows, int64_t depth) {
+  constexpr int step = rows_beside(vectors);
   int64_t i = 0;
-  for (; i + tile_rows <= rows; i += tile_rows) {
-    tile_product<tile_rows, vectors, transposed, add>(transposed ? a.from(0, i) : a.from(i), b, c.from(i), depth);
+  for (; i + step <= rows; i += step) {
+    tile_product<step, vectors, transposed, add>(transposed ? a.from(0, i) : a.from(i), b, c.from(i), depth);
   }
-  last_rows<tile_rows - 1, vectors, transposed, add>(rows - i, transposed ? a.from(0, i) : a.from(i), b, c.from(i),
-                                                     depth);
+  last_rows<step - 1, vectors, transposed, add>(rows - i, transposed ? a.from(0, i) : a.from(i), b, c.from(i), depth);
 }
 
 // c = a b, with add c += a b, with transposed a^T b. c is [rows, cols], b is [depth, cols].
 template <bool transposed, bool add>
 static void product(Matrix a, Matrix b, Matrix c, int64_t rows, int64_t cols, int64_t depth) {
-  for (int64_t j = 0; j < cols; j += tile_vectors * Vec::width) {
-    if (j + Vec::width < cols) {
-      panel_product<tile_vectors, transposed, add>(a, b.from(0, j), c.from(0, j), rows, depth);
-    } else {
-      panel_product<1, transposed, add>(a, b.from(0, j), c.from(0, j), rows, depth);
+  int64_t j = 0;
+  for (int64_t vectors = (cols + Vec::width - 1) / Vec::width; vectors > 0; j += 2 * Vec::width) {
+    const Matrix right = b.from(0, j), out = c.from(0, j);
+    if (vectors == 3) {
+      panel_product<3, transposed, add>(a, right, out, rows, depth);
+      return;
     }
+    if (vectors == 1) {
+      panel_product<1, transposed, add>(a, right, out, rows, depth);
+      return;
+    }
+    panel_product<2, transposed, add>(a, right, out, rows, depth);
+    vectors -= 2;
   }
 }
 

@@ -36,19 +36,28 @@ class Work {
 template <class T>
 struct Rows {
   T* data;
-  int64_t stride;
+  int64_t stride, next_head;
   T* row(int64_t i) const { return data + i * stride; }
+  Rows from(int64_t i) const { return {row(i), stride, next_head}; }
+
+  // What is read here of the head that most likely comes next, on its way to the cache.
+  void prefetch_next(int64_t i, int64_t dim) const {
+    const char* const begin = reinterpret_cast<const char*>(row(i) + next_head);
+    for (int64_t byte = 0; byte < dim * static_cast<int64_t>(sizeof(T)); byte += 64) {
+      __builtin_prefetch(begin + byte);
+    }
+  }
 };
 
 template <class T>
 static Rows<const T> rows_of(const Heads<const void>& heads, int64_t token, int64_t head) {
   const T* data = static_cast<const T*>(heads.data) + token * heads.token_stride + head * heads.head_stride;
-  return {data, heads.token_stride};
+  return {data, heads.token_stride, heads.head_stride};
 }
 template <class T>
 static Rows<T> rows_of(const Heads<void>& heads, int64_t token, int64_t head) {
   T* data = static_cast<T*>(heads.data) + token * heads.token_stride + head * heads.head_stride;
-  return {data, heads.token_stride};
+  return {data, heads.token_stride, heads.head_stride};
 }
 
 template <class T>
@@ -60,6 +69,7 @@ static inline Vec load_some(const T* p, int64_t count) {
 template <class T>
 static void copy_rows(Rows<const T> from, int64_t count, int64_t dim, Matrix to) {
   for (int64_t i = 0; i < count; ++i) {
+    from.prefetch_next(i, dim);
     for (int64_t d = 0; d < dim; d += Vec::width) {
       store(to.row(i) + d, load_some(from.row(i) + d, dim - d));
     }
@@ -70,6 +80,9 @@ static void copy_rows(Rows<const T> from, int64_t count, int64_t dim, Matrix to)
 template <class T>
 static void copy_transposed(Rows<const T> from, int64_t count, int64_t dim, Matrix to) {
   for (int64_t i = 0; i < count; i += Vec::width) {
+    for (int64_t k = i; k < std::min<int64_t>(count, i + Vec::width); ++k) {
+      from.prefetch_next(k, dim);
+    }
     for (int64_t d = 0; d < dim; d += Vec::width) {
       Vec square[Vec::width];
       for (int64_t k = 0; k < Vec::width; ++k) {
@@ -277,7 +290,7 @@ static Matrix transposed_blocks(Rows<const T> rows, int64_t count, int64_t dim, 
   const Matrix result = work->matrix(blocks * dim, std::min(count, attention_keys));
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t first = b * attention_keys;
-    copy_transposed(Rows<const T>{rows.row(first), rows.stride}, std::min(attention_keys, count - first), dim,
+    copy_transposed(rows.from(first), std::min(attention_keys, count - first), dim,
                     result.from(b * dim));
   }
   return result;
@@ -308,7 +321,7 @@ static void forward(const AttentionShape& shape, const AttentionForward& data, i
   Running running;
   for (int64_t first = 0; first < queries; first += attention_queries) {
     const int64_t count = std::min(attention_queries, queries - first);
-    forward_queries(shape, Rows<const T>{query.row(first), query.stride}, keys_t, values, first, count, keys, &keep, work,
+    forward_queries(shape, query.from(first), keys_t, values, first, count, keys, &keep, work,
                     &running, sums);
     for (int64_t i = 0; i < count; ++i) {
       store_row(sums.row(i), keep.scale() / running.sum[i], shape.dim, out.row(first + i));
@@ -426,10 +439,9 @@ static void backward(const AttentionShape& shape, const AttentionBackward& data,
     std::fill(grads.data, grads.data + keys * grads.stride, 0.0f);
   }
   for (int64_t first = 0; first < queries; first += attention_queries) {
-    const auto from = [first](auto rows) { rows.data += first * rows.stride; return rows; };
-    backward_queries(shape, from(query), from(out), from(grad_out),
+    backward_queries(shape, query.from(first), out.from(first), grad_out.from(first),
                      data.log_sums + (query_token + first) * shape.heads + head, side, first,
-                     std::min(attention_queries, queries - first), keys, &keep, work, from(grad_query));
+                     std::min(attention_queries, queries - first), keys, &keep, work, grad_query.from(first));
   }
   for (int64_t j = 0; j < keys; ++j) {
     store_row(side.grad_keys.row(j), 1.0f, dim, grad_key.row(j));
