@@ -17,7 +17,7 @@ from pyseq.training.epochs import Epoch, Epochs
 from pyseq.training.memory import peak_bytes
 from pyseq.training.profile import Profile
 from pyseq.training.progress import MetricsFile, Progress, progress_bar
-from pyseq.training.saving import Saver
+from pyseq.training.saving import Saved, Saver
 from pyseq.training.trainer import Trainer
 from pyseq.training.validation import validate
 
@@ -42,6 +42,7 @@ class Monitor:
         self.metrics_file = MetricsFile(os.path.join(self.cfg.checkpoint.save_dir, "metrics.jsonl"))
         self.write_metrics = distributed.is_master() and not self.cfg.checkpoint.no_save
         self._first_update: tuple[float, int] | None = None
+        self._saved: list[Saved] = []  # checkpoints that no record has told of
         self.profile: Profile | None = None
         if self.cfg.common.profile and distributed.is_master():
             self.profile = Profile(trainer, self.cfg.checkpoint.save_dir, self.cfg.common.profile_updates)
@@ -65,6 +66,9 @@ class Monitor:
                 if self.should_stop:
                     break
                 waited = time.perf_counter()
+        if self.should_stop:
+            self.saver.wait()
+            self._report_saved()
         logger.info("end of epoch %d (average epoch stats below)", epoch.number)
         stats = self.training_stats(metrics.get_smoothed_values("train"))
         self.progress.print(stats, tag="train", step=self.trainer.num_updates)
@@ -126,13 +130,22 @@ class Monitor:
 
     def _report_saved(self) -> None:
         for saved in self.saver.finished():
-            self.metrics_file.write("checkpoint", saved.epoch, saved.num_updates, saved.stats())
+            saved.tell()
+            self._saved.append(saved)
 
     def _record(self, tag: str, epoch: int, stats: dict[str, Any]) -> None:
-        """Into metrics.jsonl. ``peak_gb``: GiB, see :func:`~pyseq.training.memory.peak_bytes`."""
+        """Into metrics.jsonl. ``peak_gb``: GiB, see :func:`~pyseq.training.memory.peak_bytes`.
+
+        ``save_stall`` and ``save_seconds``: how long training waited for the checkpoints finished since the last such
+        record, and how long they took.
+        """
         if self.write_metrics:
             if tag.startswith("train"):
                 stats = {**stats, "peak_gb": round(peak_bytes(self.trainer.device) / 2**30, 3)}
+                if self._saved:
+                    stats["save_stall"] = round(sum(saved.stall for saved in self._saved), 4)
+                    stats["save_seconds"] = round(sum(saved.seconds for saved in self._saved), 4)
+                    self._saved.clear()
             self.metrics_file.write(tag, epoch, self.trainer.num_updates, stats)
 
     # Validation, saving, stopping.

@@ -203,7 +203,7 @@ class TensorBoardProgress(Progress):
 
 
 class MetricsFile:
-    """``metrics.jsonl``: one JSON object for each log interval, validation, epoch and checkpoint, as they come.
+    """``metrics.jsonl``: one JSON object for each log interval, validation and epoch, appended as they come.
 
     Every object has ``tag``, ``epoch``, ``num_updates`` and ``time`` (seconds since 1970); numbers are numbers.
     """

@@ -34,10 +34,6 @@ class Saved:
     stall: float = 0.0
     seconds: float = 0.0
 
-    def stats(self) -> dict[str, Any]:
-        """What metrics.jsonl says of it."""
-        return {"path": self.path, "stall": round(self.stall, 4), "seconds": round(self.seconds, 4)}
-
     def tell(self) -> None:
         text = "Saved checkpoint %s (epoch %d @ %d updates, score %s) (writing took %s seconds; training waited %.3f)"
         logger.info(text, self.path, self.epoch, self.num_updates, self.score, self.seconds, self.stall)
@@ -135,9 +131,11 @@ class Saver:
         """What was saved since the last call. Raises CheckpointError if writing failed. Does not wait."""
         self._writer.check()
         found, self._finished = self._finished, []
-        for saved in found:
-            saved.tell()
         return found
+
+    def wait(self) -> None:
+        """Wait for the checkpoint that is being written. Raises CheckpointError if writing failed."""
+        self._writer.wait()
 
     def close(self, raising: bool) -> None:
         """Wait for the checkpoint that is being written. ``raising``: an error is on its way already."""
