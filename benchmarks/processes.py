@@ -94,8 +94,9 @@ def execute(
         usage = Path(folder) / "usage.json"
         launch = [sys.executable, "-I", "-S", str(LAUNCHER), str(usage), *map(str, command)]
         (Path(folder) / "work").mkdir()
-        lines, in_time = _follow(launch, env or environment(), Path(folder) / "work", time_limit)
-        found: dict[str, Any] = json.loads(usage.read_text()) if usage.is_file() else {"code": "none"}
+        lines, in_time, code = _follow(launch, env or environment(), Path(folder) / "work", time_limit)
+        ended = f"{code} of the process that started it"
+        found: dict[str, Any] = json.loads(usage.read_text()) if usage.is_file() else {"code": ended}
     if not in_time:
         raise CommandFailed(f"not done after {time_limit:.0f} s: {_shown(command)}\n{_last(lines)}")
     if found["code"] != 0:
@@ -107,8 +108,8 @@ def execute(
 
 def _follow(
     launch: list[str], env: Mapping[str, str], folder: Path, time_limit: float
-) -> tuple[list[tuple[float, str]], bool]:
-    """Lines with the time they came, and whether the process ended in time. It does not outlive this call."""
+) -> tuple[list[tuple[float, str]], bool, int]:
+    """Lines with the time they came, whether the process ended in time, and its exit code. It does not outlive this."""
     process = subprocess.Popen(
         launch, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=env, cwd=folder,
         start_new_session=True,
@@ -130,7 +131,7 @@ def _follow(
         if process.poll() is None:
             _kill(process)
             process.wait()
-    return lines, not late.is_set()
+    return lines, not late.is_set(), process.returncode
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
