@@ -66,6 +66,17 @@ static inline float exponentials(float* scores, int64_t count) {
   return 1.0f / sum;
 }
 
+// Keys lie apart, each too short for the processor to foresee the next: begin to load what comes some keys later.
+static constexpr int64_t keys_ahead = 4;
+static inline void prefetch(const float* const* keys, int64_t i, int64_t count, int64_t offset, int64_t length) {
+  if (i + keys_ahead < count) {
+    const float* next = keys[i + keys_ahead] + offset;
+    for (int64_t j = 0; j < length; j += 16) {
+      __builtin_prefetch(next + j);
+    }
+  }
+}
+
 // The attention of a query [heads, head_dim] over keys[0 to count), each followed by its value; zeros without a key.
 // `scores` has room for `count` numbers of each head.
 static inline void attend(const float* query, int64_t heads, int64_t head_dim, float scale, const float* const* keys,
@@ -76,6 +87,7 @@ static inline void attend(const float* query, int64_t heads, int64_t head_dim, f
     return;
   }
   for (int64_t i = 0; i < count; ++i) {
+    prefetch(keys, i, count, 0, dim);
     for (int64_t h = 0; h < heads; ++h) {
       scores[h * count + i] = scale * dot(query + h * head_dim, keys[i] + h * head_dim, head_dim);
     }
@@ -88,6 +100,7 @@ static inline void attend(const float* query, int64_t heads, int64_t head_dim, f
     }
   }
   for (int64_t i = 0; i < count; ++i) {
+    prefetch(keys, i, count, dim, dim);
     for (int64_t h = 0; h < heads; ++h) {
       add_scaled(keys[i] + dim + h * head_dim, scores[h * count + i], out + h * head_dim, head_dim);
     }

@@ -127,7 +127,7 @@ class DecoderBlock {
   }
 
   void normalise(const Norm& norm, const float* x, float* y) {
-    const LayerNormRows shape{DType::f32, rows_, dim_, norm.weight, norm.bias, Dropout{}};
+    const LayerNormRows shape{DType::f32, rows_, dim_, norm.weight, norm.bias, dropout_of(0.0, 0)};
     float* mean = statistics_.data();
     layer_norm_kernels(DType::f32)
         .forward(shape, {x, nullptr, decoder_.eps, y, nullptr, mean, mean + step_block_rows}, 0, rows_, work_.data());

@@ -9,11 +9,14 @@ same, detokenised) and P- (score of each token); scores are logarithms to base 2
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
+
+import torch
 
 from pyseq import utils
 from pyseq.cli.evaluation import build_generator, device_of, hypothesis_text, load_models, text_codecs
@@ -23,10 +26,12 @@ from pyseq.config.config import Config
 from pyseq.config.parser import get_generation_parser
 from pyseq.data.post_process import post_process
 from pyseq.errors import ConfigError
+from pyseq.generation.generator import SequenceGenerator
 from pyseq.generation.text import HypothesisText
+from pyseq.generation.workers import in_order, replicas
 from pyseq.metrics import StopwatchMeter, TimeMeter
 from pyseq.scoring import build_scorer
-from pyseq.tasks import setup_task
+from pyseq.tasks import Task, setup_task
 from pyseq.training.progress import progress_bar
 
 logger = logging.getLogger("pyseq.generate")
@@ -69,16 +74,13 @@ def generate(cfg: Config) -> Any:
     with output_file(cfg) as output:
         printer = Printer(cfg, task, text, scorer, output)
         timer, words = StopwatchMeter(), TimeMeter()
-        for sample in progress:
-            if "net_input" not in sample:
-                continue
-            sample = utils.move_to_device(sample, device)
-            timer.start()
-            hypotheses = task.inference_step(
-                generator, models, sample, prefix_tokens=prefix_of(cfg, sample), constraints=sample.get("constraints")
-            )
+        samples = (utils.move_to_device(sample, device) for sample in progress if "net_input" in sample)
+        workers = make_workers(cfg, task, generator, models, device, len(progress))
+        timer.start()
+        for sample, hypotheses in in_order(samples, functools.partial(translate, cfg, task), workers):
             tokens = sum(len(found[0]["tokens"]) for found in hypotheses)
             timer.stop(tokens)
+            timer.start()  # others are translated while these are printed
             printer.add(utils.move_to_cpu(sample), hypotheses)
             words.update(tokens)
             progress.log({"wps": round(words.avg)})
@@ -108,6 +110,40 @@ def batches(cfg: Config, task: Any, models: list[Any]) -> Any:
         log_interval=cfg.common.log_interval,
         log_file=cfg.common.log_file,
         default_log_format="simple" if cfg.common.no_progress_bar else "tqdm",
+    )
+
+
+def make_workers(
+    cfg: Config, task: Any, generator: Any, models: list[Any], device: torch.device, batches: int
+) -> list[tuple[Any, list[Any]]]:
+    """A generator with its models for each of --num-generation-workers.
+
+    Raises:
+        ConfigError: what was asked for cannot be.
+    """
+    count = cfg.generation.num_generation_workers
+    draws = cfg.generation.retain_dropout  # one stream of random numbers, in the order of the batches
+    if count < 0 or (count > 1 and (draws or device.type != "cpu")):
+        raise ConfigError(
+            f"--num-generation-workers {count}: it must not be negative, and with --retain-dropout or on a GPU only 1 "
+            "is possible"
+        )
+    if count == 0:
+        count = torch.get_num_threads()
+        alike = type(task).inference_step is Task.inference_step  # what another one keeps in the task is not known
+        if draws or device.type != "cpu" or not alike or batches < 2 * count:
+            count = 1
+    if count > 1:
+        logger.info("%d batches at a time, each on one thread", count)
+        if isinstance(generator, SequenceGenerator):
+            generator.prepare()
+    return replicas(generator, models, count, task.source_dictionary, task.target_dictionary)
+
+
+def translate(cfg: Config, task: Any, generator: Any, models: list[Any], sample: dict[str, Any]) -> Any:
+    """The hypotheses of a batch."""
+    return task.inference_step(
+        generator, models, sample, prefix_tokens=prefix_of(cfg, sample), constraints=sample.get("constraints")
     )
 
 

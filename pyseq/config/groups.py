@@ -243,6 +243,11 @@ class GenerationConfig(ConfigGroup):
     print_step: bool = opt(False, "print the number of steps of each hypothesis")
     retain_dropout: bool = opt(False, "keep dropout on while generating")
     retain_dropout_modules: list[str] | None = opt(None, "only these modules keep dropout (comma-separated names)")
+    num_generation_workers: int = opt(
+        0,
+        "pyseq-generate on a CPU: batches that are translated at the same time, each by one thread; the output is the "
+        "same for any number. 0: as many as there are threads, if there are two batches for each",
+    )
 
 
 @dataclass

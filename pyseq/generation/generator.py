@@ -138,6 +138,12 @@ class SequenceGenerator(nn.Module):
             raise ConfigError(f"tokens to suppress: '{symbol}' is not in the dictionary")
         return index
 
+    def prepare(self) -> None:
+        """Do now what the first batch would do for all batches."""
+        with torch.no_grad():
+            self.model.new_incremental_states()
+            self._output_weights()
+
     def forward(
         self, sample: dict[str, Any], prefix_tokens: Tensor | None = None, bos_token: int | None = None
     ) -> list[list[Hypothesis]]:

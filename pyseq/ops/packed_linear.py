@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,9 @@ class PackedLinear(NamedTuple):
         panels = F.pad(weight.detach().float(), (0, 0, 0, missing)).view(-1, PANEL_WIDTH, depth)
         kept = None if bias is None else F.pad(bias.detach().float(), (0, missing))
         return cls(panels.transpose(1, 2).contiguous(), kept, columns)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedLinear:
+        return self  # nothing changes it
 
     @property
     def depth(self) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyseq.ops.decoder_step import DecoderCache, DecoderWeights, LayerWeights, SourceWeights, decoder_step
 from pyseq.ops.packed_linear import PackedLinear
-from support.accuracy import assert_near
+from support.accuracy import assert_near, error
 from support.backends import running_on
 
 BACKENDS = ["torch", "cpp-avx512", "cpp-avx2", "cpp-portable"]
@@ -76,7 +76,7 @@ class Case:
 
     def attention(self, q, k, v, mask):
         def heads(t: Tensor) -> Tensor:
-            return t.view(len(t), self.heads, -1).transpose(0, 1)
+            return t.unflatten(1, (self.heads, -1)).transpose(0, 1)
 
         scores = heads(q) @ heads(k).transpose(1, 2) / (self.dim / self.heads) ** 0.5
         weights = scores.masked_fill(~mask, -torch.inf).softmax(-1).nan_to_num(0.0)
@@ -99,6 +99,7 @@ class Case:
 
 def decode(case: Case, backend: str) -> tuple[list[Tensor], list[Tensor]]:
     """Five steps of three sentences with rows multiplied, exchanged, padded and dropped; what is found and exact."""
+    case.generator.manual_seed(7)
     lengths, src_len = [4, 0, 2], 4
     encoded = case.normal(src_len, 3, case.encoder_dim)
     padding = torch.arange(src_len) < torch.tensor([[src_len - n] for n in lengths])
@@ -139,17 +140,17 @@ def test_as_whole_prefixes(case, backend):
     found, exact = decode(case, backend)
     reference = found if backend == "torch" else decode(case, "torch")[0]
     for one, plain, truth in zip(found, reference, exact, strict=True):
+        assert error(plain, truth) < 1e-5
         assert_near(one, plain, truth, factor=3, ulps=4)
 
 
 def test_threads_change_no_bit():
-    case = Case(16, 4, 32, source=True, norm_first=False, activation="relu")
+    case = Case(16, 4, 32, source=False, norm_first=False, activation="relu")
     before = torch.get_num_threads()
     results = []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            case.generator.manual_seed(7)
             results.append(decode(case, "cpp")[0])
     finally:
         torch.set_num_threads(before)
