@@ -22,8 +22,12 @@ SIZES = [0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 129, 1000, 1
 SIZES_INTERPRETED = [0, 1, 5, 65, 1000]  # the interpreter takes milliseconds for each tensor
 
 
+def is_interpreted(backend: str) -> bool:
+    return backend == "triton" and dispatch.interpreting()
+
+
 def sizes_for(backend: str) -> list[int]:
-    return SIZES_INTERPRETED if backend == "triton" and dispatch.interpreting() else SIZES
+    return SIZES_INTERPRETED if is_interpreted(backend) else SIZES
 
 
 @dataclass
