@@ -21,13 +21,12 @@ from support.adam import (
     call,
     error,
     half_ulp,
-    is_interpreted,
     oracle,
     sizes_for,
     some,
     step_on,
 )
-from support.backends import running_on
+from support.backends import is_interpreted, running_on
 
 needs_core = pytest.mark.skipif(not dispatch.status("cpp").available, reason=dispatch.status("cpp").detail)
 

@@ -17,14 +17,13 @@ from support.adam import (
     call,
     error,
     half_ulp,
-    is_interpreted,
     masters_of,
     oracle,
     sizes_for,
     some,
     step_on,
 )
-from support.backends import running_on
+from support.backends import is_interpreted, running_on
 
 F32, BF16, F16, I16 = torch.float32, torch.bfloat16, torch.float16, torch.int16
 

@@ -13,7 +13,7 @@ from torch import Tensor
 import pyseq.ops as ops
 from pyseq.ops import dispatch
 from pyseq.ops.cross_entropy import Options, reference
-from support.backends import running_on
+from support.backends import is_interpreted, running_on
 
 # The interpreter computes with numpy, which warns where nan is the right answer.
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning:triton")
@@ -115,10 +115,6 @@ def some(rows: int, classes: int, dtype: torch.dtype = torch.float32, scale: flo
 # the kernels (1024, 2048); and the classes of a real vocabulary.
 SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 1000, 1025, 2047, 2048, 2049, 9736]
 SIZES_INTERPRETED = [1, 2, 3, 17, 64, 1025, 2049, 9736]  # a row takes the interpreter 20 ms and more
-
-
-def is_interpreted(backend: str) -> bool:
-    return backend == "triton" and dispatch.interpreting()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

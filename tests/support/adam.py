@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 import pyseq.ops as ops
-from pyseq.ops import dispatch
-from support.backends import running_on
+from support.backends import is_interpreted, running_on
 
 BACKENDS = ["cpp-avx512", "cpp-avx2", "cpp-portable", "triton", "cuda"]
 
@@ -20,10 +19,6 @@ BACKENDS = ["cpp-avx512", "cpp-avx2", "cpp-portable", "triton", "cuda"]
 # chunk of elements that a thread takes at a time (16,384); and nothing.
 SIZES = [0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 129, 1000, 16383, 16385]
 SIZES_INTERPRETED = [0, 1, 5, 65, 1000]  # the interpreter takes milliseconds for each tensor
-
-
-def is_interpreted(backend: str) -> bool:
-    return backend == "triton" and dispatch.interpreting()
 
 
 def sizes_for(backend: str) -> list[int]:
