@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 import pyseq.ops as ops
-from pyseq.ops import dispatch
-from support.backends import running_on
+from support.backends import is_interpreted, running_on
 
 BACKENDS = ["cpp-avx512", "cpp-avx2", "cpp-portable", "triton", "cuda"]
 
@@ -23,7 +22,7 @@ SIZES_INTERPRETED = [0, 1, 5, 65, 1000]  # the interpreter takes milliseconds fo
 
 
 def sizes_for(backend: str) -> list[int]:
-    return SIZES_INTERPRETED if backend == "triton" and dispatch.interpreting() else SIZES
+    return SIZES_INTERPRETED if is_interpreted(backend) else SIZES
 
 
 @dataclass

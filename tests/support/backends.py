@@ -26,6 +26,11 @@ def running_on(name: str) -> Iterator[torch.device]:
         yield torch.device("cuda" if on_gpu else "cpu")
 
 
+def is_interpreted(backend: str) -> bool:
+    """Whether kernels run in Triton's interpreter, which takes milliseconds for each program: less is enough then."""
+    return backend == "triton" and dispatch.interpreting()
+
+
 @contextlib.contextmanager
 def using_isa(isa: str) -> Iterator[None]:
     """Run the compiled core with an instruction set; an empty name changes nothing."""
