@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pyseq.ops import linear
 
 HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 
@@ -35,22 +36,23 @@ class Linear(nn.Linear):
     """``nn.Linear`` (its initialisation too) that keeps the memory order of a T x B x C input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return tokenwise(super().forward, x)
+        return tokenwise(lambda y: linear(y, self.weight, self.bias), x)
 
 
-def _is_plain(layer: nn.Linear) -> bool:
+def is_plain(layer: nn.Module) -> bool:
+    """Whether ``layer`` is a linear layer that nothing watches, so that its product may be made elsewhere."""
     return type(layer) in (Linear, nn.Linear) and not is_hooked(layer)
 
 
 def stacked(x: Tensor, *layers: nn.Module) -> Tensor:
     """What several linear layers make of ``x`` [... x C], next to each other in the last dimension: one product."""
-    plain = [layer for layer in layers if isinstance(layer, nn.Linear) and _is_plain(layer)]
+    plain = [layer for layer in layers if isinstance(layer, nn.Linear) and is_plain(layer)]
     biases: list[Tensor] = [layer.bias for layer in plain if layer.bias is not None]
     if len(plain) < len(layers) or len(biases) not in (0, len(layers)):
         return torch.cat([layer(x) for layer in layers], dim=-1)
     weight = torch.cat([layer.weight for layer in plain])
     bias = torch.cat(biases) if biases else None
-    return F.linear(x, weight, bias)
+    return linear(x, weight, bias)
 
 
 def xavier_linear(in_features: int, out_features: int, bias: bool = True) -> Linear:

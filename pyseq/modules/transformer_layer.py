@@ -9,13 +9,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyseq.modules.dropout import Dropout
 from pyseq.modules.layer_norm import LayerNorm
-from pyseq.modules.linear import Linear
+from pyseq.modules.linear import Linear, is_plain, tokenwise
 from pyseq.modules.multihead_attention import MultiheadAttention
 from pyseq.modules.transformer_config import TransformerConfig
+from pyseq.ops import linear
 from pyseq.utils import get_activation_fn, inherits
 
 
@@ -75,9 +77,17 @@ class TransformerLayer(nn.Module):
         residual = x
         if self.normalize_before:
             x = self.final_layer_norm(x)
-        x = self.activation_dropout_module(self.activation_fn(self.fc1(x)))  # T x B x F
+        x = self.activation_dropout_module(self.activated(x))  # T x B x F
         x = self.fc2(self.inner_norm(x))  # T x B x C
         return self.end_block(x, self.scale_residual(residual), self.final_layer_norm)
+
+    def activated(self, x: Tensor) -> Tensor:
+        """``fc1`` and the activation; in one pass where that is a rectifier."""
+        fc1 = self.fc1
+        if self.activation_fn is F.relu and isinstance(fc1, nn.Linear) and is_plain(fc1):
+            return tokenwise(lambda y: linear(y, fc1.weight, fc1.bias, activation="relu"), x)
+        result: Tensor = self.activation_fn(fc1(x))
+        return result
 
     def rename_norms(self, state_dict: dict[str, Tensor], name: str, norms: tuple[str, ...]) -> None:
         """Give the ``layer_norms.N`` of old checkpoints their names."""

@@ -47,15 +47,19 @@ class Operation:
 
     name: str
     dtypes: Mapping[str, frozenset[torch.dtype]]
+    isas: frozenset[str] | None = None  # instruction sets with which ``cpp`` is chosen unasked; None: all
 
 
 OPERATIONS: dict[str, Operation] = {}
 _forced: str | None = None
 
 
-def register_operation(name: str, **dtypes: frozenset[torch.dtype]) -> None:
-    """Declare the operation ``name``; a keyword for each back end other than torch gives the dtypes that it takes."""
-    OPERATIONS[name] = Operation(name, dtypes)
+def register_operation(name: str, isas: frozenset[str] | None = None, **dtypes: frozenset[torch.dtype]) -> None:
+    """Declare the operation ``name``; a keyword for each back end other than torch gives the dtypes that it takes.
+
+    ``isas`` are the instruction sets with which ``cpp`` was measured to be faster than torch, if not all of them.
+    """
+    OPERATIONS[name] = Operation(name, dtypes, isas)
 
 
 @functools.cache
@@ -222,10 +226,15 @@ def _decide(operation: str, device_type: str, dtype: torch.dtype, forced: str | 
         chosen, why = forced, f"forced by {where}"
     else:
         candidates = PREFERENCE.get(device_type, ("torch",))
-        chosen = next(name for name in candidates if takes(operation, name, device_type, dtype))
+        chosen = next(n for n in candidates if takes(operation, n, device_type, dtype) and _pays(operation, n))
         why = status(chosen).detail
     logger.info("operation %s (%s): %s back end, %s", operation, kind, chosen, why)
     return chosen
+
+
+def _pays(operation: str, backend: str) -> bool:
+    isas, native = OPERATIONS[operation].isas, core()
+    return backend != "cpp" or isas is None or (native is not None and native.isa() in isas)
 
 
 def report() -> str:

@@ -1,9 +1,9 @@
 """The three matrix products of a chunk of rows h [R x D], weights W [V x D] and logits or their gradient g [R x V].
 
-On the CPU the library behind ``torch.mm`` copies all of W into an order of its own for each fp32 product, which with
-AVX-512 takes half as long as a product with 100 rows. So g W is left to oneDNN there, where torch has it, and so is
-h W^T where rows are wide enough to pay for the copy of its result, by blocks that stay in the cache; otherwise torch.mm
-gets blocks of W that do. With AVX2 the arithmetic takes twice as long, and torch.mm is the faster of the two.
+Where there is AVX2 but no AVX-512 they are our own (:mod:`pyseq.ops.linear`). Elsewhere on the CPU the library behind
+``torch.mm`` copies all of W into an order of its own for each fp32 product, which with AVX-512 takes half as long as a
+product with 100 rows. So g W is left to oneDNN there, where torch has it, and so is h W^T where rows are wide enough to pay
+for the copy of its result, by blocks that stay in the cache; otherwise torch.mm gets blocks of W that do.
 
 The sum of g^T h over chunks is as fast as it should be, in place; where h and g have 16 bits and the sum has 32, torch
 does that in one operation on GPUs only.
@@ -16,6 +16,8 @@ import functools
 import torch
 from torch import Tensor
 
+from pyseq.ops.linear import gemm_, multiplies
+
 ONEDNN_MOST_ROWS = 512
 ONEDNN_LEAST_WIDTH = 256  # of h, for h W^T
 ONEDNN_PRODUCT_BYTES = 1 << 19
@@ -26,6 +28,9 @@ CACHED_PRODUCT_BYTES = 2 << 20
 def logits(chunk: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor) -> Tensor:
     """h W^T + b, in the first rows of ``buffer``."""
     out = buffer[: len(chunk)]
+    if multiplies(chunk, weight):
+        gemm_(out, chunk, weight.t(), bias=None if bias is None else bias.contiguous())
+        return out
     if _is_for_onednn(chunk) and chunk.size(1) >= ONEDNN_LEAST_WIDTH:
         classes = max(ONEDNN_PRODUCT_BYTES // (len(chunk) * chunk.element_size()), 256)
         for begin in range(0, len(weight), classes):
@@ -46,7 +51,9 @@ def logits(chunk: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor) -
 
 def input_gradient(gradient: Tensor, weight: Tensor, out: Tensor) -> None:
     """g W, into ``out`` [R x D]."""
-    if _is_for_onednn(gradient) and out.numel() > 0:
+    if multiplies(gradient, weight):
+        gemm_(out, gradient, weight)
+    elif _is_for_onednn(gradient) and out.numel() > 0:
         out.copy_(_onednn(gradient, weight.t(), None))
     else:
         torch.mm(gradient, weight, out=out)
@@ -54,7 +61,9 @@ def input_gradient(gradient: Tensor, weight: Tensor, out: Tensor) -> None:
 
 def add_weight_gradient(total: Tensor, gradient: Tensor, chunk: Tensor, first: bool) -> None:
     """Add g^T h to ``total`` [V x D], which holds nothing yet if ``first``."""
-    if total.dtype == gradient.dtype:
+    if multiplies(total, gradient, chunk):
+        gemm_(total, gradient.t(), chunk, accumulate=not first)
+    elif total.dtype == gradient.dtype:
         torch.addmm(total, gradient.t(), chunk, beta=0.0 if first else 1.0, out=total)
     elif gradient.is_cuda and _adds_to_fp32():
         torch.addmm(total, gradient.t(), chunk, out_dtype=total.dtype, beta=0.0 if first else 1.0, out=total)
