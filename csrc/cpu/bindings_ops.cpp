@@ -12,6 +12,7 @@ using namespace pyseq;
 void bind_adam(py::module_& m);           // bindings_adam.cpp
 void bind_cross_entropy(py::module_& m);  // bindings_cross_entropy.cpp
 void bind_dropout(py::module_& m);        // bindings_dropout.cpp
+void bind_gemm(py::module_& m);           // bindings_gemm.cpp
 void bind_grad_norm(py::module_& m);      // bindings_grad_norm.cpp
 void bind_layer_norm(py::module_& m);     // bindings_layer_norm.cpp
 void bind_segments(py::module_& m);       // bindings_segments.cpp
@@ -55,6 +56,7 @@ void bind_ops(py::module_& m) {
   bind_adam(m);
   bind_cross_entropy(m);
   bind_dropout(m);
+  bind_gemm(m);
   bind_grad_norm(m);
   bind_layer_norm(m);
   bind_segments(m);

@@ -20,6 +20,7 @@ struct Vec {
   static constexpr int width = 4;
   Float4 lanes;
 
+  Vec() = default;
   Vec(Float4 l) : lanes(l) {}
   explicit Vec(float all) : lanes(Float4{all, all, all, all}) {}
 };
@@ -114,6 +115,17 @@ static inline void store(T* p, Vec a) {
 template <class T>
 static inline void stream(T* p, Vec a) {
   store(p, a);
+}
+
+// Lane j of vector i and lane i of vector j change places.
+static inline void transpose(Vec (&v)[4]) {
+  for (int i = 0; i < 4; ++i) {
+    for (int j = 0; j < i; ++j) {
+      const float lane = v[i].lanes[j];
+      v[i].lanes[j] = v[j].lanes[i];
+      v[j].lanes[i] = lane;
+    }
+  }
 }
 
 // 4 lanes of 32 bits.
