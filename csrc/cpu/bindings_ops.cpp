@@ -14,6 +14,7 @@ void bind_attention(py::module_& m);      // bindings_attention.cpp
 void bind_cross_entropy(py::module_& m);  // bindings_cross_entropy.cpp
 void bind_decoding(py::module_& m);       // bindings_decoding.cpp
 void bind_dropout(py::module_& m);        // bindings_dropout.cpp
+void bind_gemm(py::module_& m);           // bindings_gemm.cpp
 void bind_grad_norm(py::module_& m);      // bindings_grad_norm.cpp
 void bind_layer_norm(py::module_& m);     // bindings_layer_norm.cpp
 void bind_segments(py::module_& m);       // bindings_segments.cpp
@@ -59,6 +60,7 @@ void bind_ops(py::module_& m) {
   bind_cross_entropy(m);
   bind_decoding(m);
   bind_dropout(m);
+  bind_gemm(m);
   bind_grad_norm(m);
   bind_layer_norm(m);
   bind_segments(m);

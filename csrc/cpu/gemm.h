@@ -1,0 +1,49 @@
+// The matrix product C = A B in fp32, with what linear layers add to it.
+//
+// Each element of C is a sum in one fixed order, whatever the number of threads and wherever the element lies: products
+// of neighbouring steps of the depth are summed by fused multiply-adds in blocks, and the blocks are added in turn.
+#pragma once
+
+#include <cstdint>
+
+namespace pyseq {
+
+// Element (i, j) is data[i * row_stride + j * col_stride].
+struct StridedMatrix {
+  const float* data;
+  int64_t row_stride;
+  int64_t col_stride;
+};
+
+// C = A B, or C += A B; then + bias, then the larger of that and 0.
+struct Gemm {
+  int64_t rows, cols, depth;
+  StridedMatrix a;  // [rows x depth]
+  StridedMatrix b;  // [depth x cols]
+  float* c;         // [rows x cols], without gaps within a row
+  int64_t c_stride;
+  bool accumulate;    // C +=
+  const float* bias;  // [cols], or null
+  bool relu;
+};
+
+void gemm(const Gemm& problem, int threads);
+
+// What an instruction set does with a part of the rows and columns, on one thread.
+struct GemmKernel {
+  int64_t tile_rows, tile_cols;  // parts begin at multiples of these
+  int64_t scratch;               // floats, on a 64-byte boundary
+  void (*multiply)(const Gemm& part, float* scratch);
+};
+
+namespace portable {
+GemmKernel gemm_kernel();
+}
+namespace avx2 {
+GemmKernel gemm_kernel();
+}
+namespace avx512 {
+GemmKernel gemm_kernel();
+}
+
+}  // namespace pyseq

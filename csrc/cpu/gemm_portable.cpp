@@ -1,0 +1,2 @@
+#define PYSEQ_PORTABLE
+#include "cpu/gemm_tiles.h"

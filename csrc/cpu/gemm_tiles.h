@@ -1,0 +1,323 @@
+// The matrix product in vectors; included once for each instruction set.
+//
+// After Goto and van de Geijn (2008): C is made of tiles whose sums stay in registers; a block of B is copied so that
+// what a tile reads lies in the order it is read, and stays in the second-level cache; so does a block of A, which is
+// copied only where it would be read across its lines.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cpu/gemm.h"
+#include "cpu/vec.h"
+
+namespace pyseq {
+namespace PYSEQ_ISA {
+
+// Two vectors wide, and as high as registers last: 16 of them, or 32.
+static constexpr int tile_vectors = 2;
+static constexpr int tile_rows = Vec::width == 16 ? 12 : 6;
+static constexpr int tile_cols = tile_vectors * Vec::width;
+
+static constexpr int64_t block_depth = 256;         // B for a tile fills half of a first-level cache of 32 KiB
+static constexpr int64_t longest_chain = 192;       // of fused multiply-adds: the longer, the less exact
+static constexpr int64_t block_of_a = 32 * 1024;    // floats, in the second-level cache
+static constexpr int64_t block_of_b = 64 * 1024;
+static constexpr int64_t most_rows_of_a = 1024;     // in a block
+
+struct Tile {
+  int64_t depth;
+  const float* a;  // element (r, k) is a[r * a_row + k * a_step]
+  int64_t a_row, a_step;
+  const float* b;  // [depth][tile_cols], packed
+  float* c;
+  int64_t c_stride;
+  int cols;  // of C to write
+  bool add;  // to what C holds
+  const float* bias;
+  bool relu;
+};
+
+template <int Rows, int Vectors>
+static void multiply_tile(const Tile& t) {
+  const float* a[Rows];
+  Vec sums[Rows][Vectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < Rows; ++r) {
+    a[r] = t.a + r * t.a_row;
+    __builtin_prefetch(t.c + r * t.c_stride, 1);
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) {
+      sums[r][v] = Vec(0.0f);
+    }
+  }
+  const float* b = t.b;
+  int64_t place = 0;
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < t.depth; ++k) {
+    Vec right[Vectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) {
+      right[v] = load(b + v * Vec::width);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) {
+      const Vec left(a[r][place]);
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) {
+        sums[r][v] = fma(left, right[v], sums[r][v]);
+      }
+    }
+    place += t.a_step;
+    b += tile_cols;
+  }
+#pragma GCC unroll 2
+  for (int v = 0; v < Vectors; ++v) {
+    const int count = std::min(Vec::width, t.cols - v * Vec::width);
+    const bool whole = count == Vec::width;
+    Vec bias(0.0f);
+    if (t.bias) {
+      bias = whole ? load(t.bias + v * Vec::width) : load(t.bias + v * Vec::width, count, 0.0f);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r) {
+      float* c = t.c + r * t.c_stride + v * Vec::width;
+      Vec sum = sums[r][v];
+      if (t.add) {
+        sum = sum + (whole ? load(c) : load(c, count, 0.0f));
+      }
+      if (t.bias) {
+        sum = sum + bias;
+      }
+      if (t.relu) {
+        sum = max(Vec(0.0f), sum);  // nan stays
+      }
+      if (whole) {
+        store(c, sum);
+      } else {
+        store(c, sum, count);
+      }
+    }
+  }
+}
+
+template <int Rows>
+static void multiply_some_rows(const Tile& t, int rows) {
+  if constexpr (Rows > 0) {
+    if (rows < Rows) {
+      multiply_some_rows<Rows - 1>(t, rows);
+    } else if (t.cols > Vec::width) {
+      multiply_tile<Rows, 2>(t);
+    } else {
+      multiply_tile<Rows, 1>(t);
+    }
+  }
+}
+
+// Lines of a matrix that are copied to out[step * Width + line]: columns of B, or rows of A.
+struct Lines {
+  const float* from;
+  int64_t line, step;  // how far apart lines and steps are in memory
+  int64_t count;       // lines to copy
+  int64_t readable;    // lines that are there
+
+  Lines after(int64_t lines) const { return {from + lines * line, line, step, count - lines, readable - lines}; }
+};
+
+template <int Width>
+static constexpr int vectors_of = (Width + Vec::width - 1) / Vec::width;
+
+// Lines are copied in panels of Width. Whole vectors are stored: what one has too much is overwritten by the next step,
+// and the last one of a panel has room for it.
+template <int Width>
+static int64_t panel_floats(int64_t depth) {
+  return depth * Width + vectors_of<Width> * Vec::width - Width;
+}
+
+// Whether whole vectors along the lines can be read.
+template <int Width>
+static bool are_neighbours(const Lines& lines) {
+  return lines.line == 1 && lines.readable >= vectors_of<Width> * Vec::width;
+}
+
+template <int Width>
+static void pack_neighbours(const Lines& lines, int64_t begin, int64_t end, float* out) {
+  for (int64_t k = begin; k < end; ++k) {
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors_of<Width>; ++v) {
+      store(out + k * Width + v * Vec::width, load(lines.from + k * lines.step + v * Vec::width));
+    }
+  }
+}
+
+// Lines whose steps are neighbours, in squares; returns how many steps these make.
+template <int Width>
+static int64_t pack_squares(const Lines& lines, int64_t depth, float* out) {
+  int64_t k = 0;
+  for (; k + Vec::width <= depth; k += Vec::width) {
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors_of<Width>; ++v) {
+      Vec square[Vec::width];
+#pragma GCC unroll 16
+      for (int i = 0; i < Vec::width; ++i) {
+        const float* p = lines.from + std::min(v * Vec::width + i, Width - 1) * lines.line + k;
+        __builtin_prefetch(p + Width * lines.line);
+        square[i] = load(p);
+      }
+      transpose(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < Vec::width; ++i) {
+        store(out + (k + i) * Width + v * Vec::width, square[i]);
+      }
+    }
+  }
+  return k;
+}
+
+// At most Width lines; those that are missing become 0.
+template <int Width>
+static void pack_panel(const Lines& lines, int64_t depth, float* out) {
+  int64_t k = lines.step == 1 && lines.count >= Width ? pack_squares<Width>(lines, depth, out) : 0;
+  for (; k < depth; ++k) {
+    for (int64_t i = 0; i < Width; ++i) {
+      out[k * Width + i] = i < lines.count ? lines.from[i * lines.line + k * lines.step] : 0.0f;
+    }
+  }
+}
+
+// All lines, one panel after the other.
+template <int Width>
+static void pack(const Lines& lines, int64_t depth, float* out) {
+  constexpr int64_t steps = 16;  // few enough that what is read of them stays in the first-level cache for all panels
+  if (are_neighbours<Width>(lines)) {
+    for (int64_t k = 0; k < depth; k += steps) {
+      const int64_t end = std::min(depth, k + steps);
+      for (int64_t next = end; next < std::min(depth, end + steps); ++next) {
+        for (int64_t l = 0; l < lines.count; l += 16) {
+          __builtin_prefetch(lines.from + next * lines.step + l);
+        }
+      }
+      for (int64_t l = 0; l < lines.count && are_neighbours<Width>(lines.after(l)); l += Width) {
+        pack_neighbours<Width>(lines.after(l), k, end, out + l / Width * panel_floats<Width>(depth));
+      }
+    }
+  }
+  for (int64_t l = 0; l < lines.count; l += Width) {
+    if (!are_neighbours<Width>(lines.after(l))) {
+      pack_panel<Width>(lines.after(l), depth, out + l / Width * panel_floats<Width>(depth));
+    }
+  }
+}
+
+static const float* at(const StridedMatrix& m, int64_t row, int64_t col) {
+  return m.data + row * m.row_stride + col * m.col_stride;
+}
+
+// A block of A [rows x depth] and where it lies in C; packed, or as it is.
+struct BlockOfA {
+  int64_t begin, rows;
+  const float* data;
+  int64_t row, step, panel;  // how far apart rows, steps and tiles are
+
+  BlockOfA(const StridedMatrix& a, int64_t first, int64_t count, int64_t k)
+      : begin(first), rows(count), data(at(a, first, k)), row(a.row_stride), step(a.col_stride),
+        panel(tile_rows * a.row_stride) {}
+
+  void pack_into(float* out, int64_t depth, int64_t readable) {
+    pack<tile_rows>({data, row, step, rows, readable}, depth, out);
+    data = out;
+    row = 1;
+    step = tile_rows;
+    panel = panel_floats<tile_rows>(depth);
+  }
+
+  // The next rows, while these are multiplied.
+  void prefetch_after(int64_t r, int64_t depth) const {
+    const float* next = data + (r / tile_rows + 1) * panel;
+    for (int64_t i = 0; i < tile_rows; ++i) {
+      for (int64_t k = 0; k < depth; k += 16) {
+        __builtin_prefetch(next + i * row + k);
+      }
+    }
+  }
+};
+
+// Rows of A are copied where steps along them are no neighbours, and where rows would share the sets of a cache: those
+// that are a multiple of a page apart.
+static bool packs_a(const Gemm& p) {
+  const bool scattered = p.a.col_stride != 1 || (p.a.row_stride % 1024 == 0 && p.depth > 64);
+  return scattered && p.cols > 2 * tile_cols;
+}
+
+// The depth in blocks of about the same length. Products are summed along a block, or along each half of a long one, and
+// these sums are added to C in turn.
+struct Depth {
+  int64_t total, blocks, longest, halves;
+
+  explicit Depth(int64_t depth)
+      : total(depth),
+        blocks(std::max<int64_t>(1, (depth + block_depth - 1) / block_depth)),
+        longest(std::max<int64_t>(1, (depth + blocks - 1) / blocks)),
+        halves(longest > longest_chain ? 2 : 1) {}
+
+  int64_t begin(int64_t block) const { return total * block / blocks; }
+};
+
+// C of a block of A and one of B, packed: columns [col, col + cols) of C, block `block` of the depth.
+static void multiply_blocks(const Gemm& p, const Depth& whole, int64_t block, const BlockOfA& a, bool is_packed,
+                            const float* b, int64_t col, int64_t cols) {
+  const int64_t depth = whole.begin(block + 1) - whole.begin(block);
+  for (int64_t c = 0; c < cols; c += tile_cols) {
+    for (int64_t r = 0; r < a.rows; r += tile_rows) {
+      if (c == 0 && !is_packed && a.step == 1) {
+        a.prefetch_after(r, depth);
+      }
+      for (int64_t half = 0; half < whole.halves; ++half) {
+        const int64_t k = depth * half / whole.halves;
+        const bool last = block == whole.blocks - 1 && half == whole.halves - 1;
+        multiply_some_rows<tile_rows>({depth * (half + 1) / whole.halves - k,
+                                       a.data + r / tile_rows * a.panel + k * a.step,
+                                       a.row,
+                                       a.step,
+                                       b + c * depth + k * tile_cols,
+                                       p.c + (a.begin + r) * p.c_stride + col + c,
+                                       p.c_stride,
+                                       static_cast<int>(std::min<int64_t>(tile_cols, cols - c)),
+                                       p.accumulate || block > 0 || half > 0,
+                                       p.bias && last ? p.bias + col + c : nullptr,
+                                       p.relu && last},
+                                      static_cast<int>(std::min<int64_t>(tile_rows, a.rows - r)));
+      }
+    }
+  }
+}
+
+static void multiply(const Gemm& p, float* scratch) {
+  float* packed_b = scratch;
+  float* packed_a = scratch + block_of_b;
+  const Depth whole(p.depth);
+  const bool packs = packs_a(p);
+  const int64_t most_cols = block_of_b / whole.longest / tile_cols * tile_cols;
+  const int64_t most_rows = std::min(block_of_a / whole.longest, most_rows_of_a) / tile_rows * tile_rows;
+  for (int64_t col = 0; col < p.cols; col += most_cols) {
+    const int64_t cols = std::min(most_cols, p.cols - col);
+    for (int64_t block = 0; block < whole.blocks; ++block) {
+      const int64_t k = whole.begin(block), depth = whole.begin(block + 1) - k;
+      pack<tile_cols>({at(p.b, k, col), p.b.col_stride, p.b.row_stride, cols, p.cols - col}, depth, packed_b);
+      for (int64_t row = 0; row < p.rows; row += most_rows) {
+        BlockOfA a(p.a, row, std::min(most_rows, p.rows - row), k);
+        if (packs) {
+          a.pack_into(packed_a, depth, p.rows - row);
+        }
+        multiply_blocks(p, whole, block, a, packs, packed_b, col, cols);
+      }
+    }
+  }
+}
+
+GemmKernel gemm_kernel() {
+  return {tile_rows, tile_cols, block_of_b + block_of_a + most_rows_of_a, multiply};
+}
+
+}  // namespace PYSEQ_ISA
+}  // namespace pyseq
