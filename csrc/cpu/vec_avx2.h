@@ -156,25 +156,6 @@ static inline void stream(T* p, Vec a) {
   _mm_stream_si128(reinterpret_cast<__m128i*>(p), narrow(T{}, a));
 }
 
-// Lane j of vector i and lane i of vector j change places.
-static inline void transpose(Vec (&v)[8]) {
-  __m256 pairs[8], fours[8];
-  for (int i = 0; i < 8; i += 2) {
-    pairs[i] = _mm256_unpacklo_ps(v[i].lanes, v[i + 1].lanes);
-    pairs[i + 1] = _mm256_unpackhi_ps(v[i].lanes, v[i + 1].lanes);
-  }
-  for (int i = 0; i < 8; i += 4) {
-    for (int j = 0; j < 2; ++j) {
-      fours[i + 2 * j] = _mm256_shuffle_ps(pairs[i + j], pairs[i + j + 2], 0x44);
-      fours[i + 2 * j + 1] = _mm256_shuffle_ps(pairs[i + j], pairs[i + j + 2], 0xee);
-    }
-  }
-  for (int i = 0; i < 4; ++i) {
-    v[i].lanes = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20);
-    v[i + 4].lanes = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31);
-  }
-}
-
 // 8 lanes of 32 bits.
 struct Bits {
   __m256i lanes;

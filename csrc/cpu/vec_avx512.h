@@ -152,32 +152,6 @@ static inline void stream(T* p, Vec a) {
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow(T{}, a));
 }
 
-// Lane j of vector i and lane i of vector j change places.
-static inline void transpose(Vec (&v)[16]) {
-  __m512 pairs[16], fours[16];
-  for (int i = 0; i < 16; i += 2) {
-    pairs[i] = _mm512_unpacklo_ps(v[i].lanes, v[i + 1].lanes);
-    pairs[i + 1] = _mm512_unpackhi_ps(v[i].lanes, v[i + 1].lanes);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    for (int j = 0; j < 2; ++j) {
-      fours[i + 2 * j] = _mm512_shuffle_ps(pairs[i + j], pairs[i + j + 2], 0x44);
-      fours[i + 2 * j + 1] = _mm512_shuffle_ps(pairs[i + j], pairs[i + j + 2], 0xee);
-    }
-  }
-  // fours[4 b + i] has, in its quarter q, lanes 4 q + i of vectors 4 b to 4 b + 3.
-  for (int i = 0; i < 4; ++i) {
-    const __m512 low01 = _mm512_shuffle_f32x4(fours[i], fours[i + 4], 0x88);
-    const __m512 low23 = _mm512_shuffle_f32x4(fours[i + 8], fours[i + 12], 0x88);
-    const __m512 high01 = _mm512_shuffle_f32x4(fours[i], fours[i + 4], 0xdd);
-    const __m512 high23 = _mm512_shuffle_f32x4(fours[i + 8], fours[i + 12], 0xdd);
-    v[i].lanes = _mm512_shuffle_f32x4(low01, low23, 0x88);
-    v[i + 4].lanes = _mm512_shuffle_f32x4(high01, high23, 0x88);
-    v[i + 8].lanes = _mm512_shuffle_f32x4(low01, low23, 0xdd);
-    v[i + 12].lanes = _mm512_shuffle_f32x4(high01, high23, 0xdd);
-  }
-}
-
 // 16 lanes of 32 bits.
 struct Bits {
   __m512i lanes;

@@ -133,17 +133,6 @@ static inline void stream(T* p, Vec a) {
   store(p, a);
 }
 
-// Lane j of vector i and lane i of vector j change places.
-static inline void transpose(Vec (&v)[4]) {
-  for (int i = 0; i < 4; ++i) {
-    for (int j = 0; j < i; ++j) {
-      const float lane = v[i].lanes[j];
-      v[i].lanes[j] = v[j].lanes[i];
-      v[j].lanes[i] = lane;
-    }
-  }
-}
-
 // 4 lanes of 32 bits.
 typedef uint32_t UInt4 __attribute__((vector_size(16)));
 struct Bits {
