@@ -15,7 +15,7 @@
 namespace pyseq {
 namespace PYSEQ_ISA {
 
-static constexpr int64_t step_block_rows = 5 * 12;  // whole tiles of every instruction set but the last one
+static constexpr int64_t step_block_rows = 10 * 12;  // whole tiles of every instruction set but the last one
 
 static inline int64_t padded(int64_t columns) { return (columns + panel_width - 1) / panel_width * panel_width; }
 
@@ -93,17 +93,12 @@ class DecoderBlock {
 
   void feed_forward(const DecoderLayer& layer, float* x) {
     const float* input = begin_block(layer.final_norm, x);
-    if (decoder_.activation == Activation::relu) {
-      multiply_panels(input, dim_, rows_, layer.fc1, 0, layer.fc1.panel_count(), wide_.data(), width_,
-                      [](Vec sum, const float*) { return larger(sum, Vec(0.0f)); });
-    } else {
-      multiply(input, layer.fc1, wide_.data(), width_);
-      for (int64_t r = 0; r < rows_; ++r) {
-        gelu(wide_.data() + r * width_, decoder_.inner);
-      }
+    const bool relu = decoder_.activation == Activation::relu;
+    multiply_panels(input, dim_, rows_, layer.fc1, 0, layer.fc1.panel_count(), wide_.data(), width_, relu);
+    for (int64_t r = 0; !relu && r < rows_; ++r) {
+      gelu(wide_.data() + r * width_, decoder_.inner);
     }
-    multiply_panels(wide_.data(), width_, rows_, layer.fc2, 0, layer.fc2.panel_count(), narrow_.data(), padded(dim_),
-                    [](Vec sum, const float*) { return sum; });
+    multiply_panels(wide_.data(), width_, rows_, layer.fc2, 0, layer.fc2.panel_count(), narrow_.data(), padded(dim_));
     end_block(layer.final_norm, x);
   }
 
@@ -134,8 +129,7 @@ class DecoderBlock {
   }
 
   void multiply(const float* x, const PackedLinear& weights, float* y, int64_t stride) {
-    multiply_panels(x, dim_, rows_, weights, 0, weights.panel_count(), y, stride,
-                    [](Vec sum, const float*) { return sum; });
+    multiply_panels(x, dim_, rows_, weights, 0, weights.panel_count(), y, stride);
   }
 
   void attend_over(int64_t count, const float* query, int64_t row) {

@@ -14,9 +14,17 @@ static constexpr int panel_vectors = panel_width / Vec::width;
 // As many sums as the registers hold beside a vector of weights and a number of x: 12 of 16, 14 of 32.
 static constexpr int tile_rows = panel_vectors == 1 ? 14 : 12 / panel_vectors;
 
-// store(row, column, sums) for each vector of x[0 to rows) times one panel.
-template <int rows, class Store>
-static inline void multiply_tile(const float* x, int64_t stride, const float* panel, int64_t depth, const Store& store) {
+// What becomes of the sums of a tile before they are written.
+struct Ending {
+  const float* bias;  // [panel_width], or null
+  bool continues;     // add what is written there
+  bool relu;
+};
+
+// y = x[0 to rows) times one panel. Not inlined: so the sums stay in registers whatever surrounds the call.
+template <int rows>
+__attribute__((noinline)) static void multiply_tile(const float* x, int64_t stride, const float* panel, int64_t depth,
+                                                    const Ending& ending, float* y, int64_t y_stride) {
   Lanes sums[rows][panel_vectors];
   for (int r = 0; r < rows; ++r) {
     for (int v = 0; v < panel_vectors; ++v) {
@@ -37,43 +45,58 @@ static inline void multiply_tile(const float* x, int64_t stride, const float* pa
   }
   for (int r = 0; r < rows; ++r) {
     for (int v = 0; v < panel_vectors; ++v) {
-      store(r, v * Vec::width, Vec(sums[r][v]));
+      float* place = y + r * y_stride + v * Vec::width;
+      Vec sum(sums[r][v]);
+      if (ending.continues) {
+        sum = sum + load(place);
+      }
+      if (ending.bias) {
+        sum = sum + load(ending.bias + v * Vec::width);
+      }
+      store(place, ending.relu ? larger(sum, Vec(0.0f)) : sum);
     }
   }
 }
 
 // multiply_tile for a number of rows that is known at run time, at most `rows`.
-template <int rows, class Store>
+template <int rows>
 static inline void multiply_rows(int count, const float* x, int64_t stride, const float* panel, int64_t depth,
-                                 const Store& store) {
+                                 const Ending& ending, float* y, int64_t y_stride) {
   if constexpr (rows > 1) {
     if (count < rows) {
-      multiply_rows<rows - 1>(count, x, stride, panel, depth, store);
+      multiply_rows<rows - 1>(count, x, stride, panel, depth, ending, y, y_stride);
       return;
     }
   }
-  multiply_tile<rows>(x, stride, panel, depth, store);
+  multiply_tile<rows>(x, stride, panel, depth, ending, y, y_stride);
 }
 
-// y[0 to rows) = x W^T + b for the columns of panels [first, last), the first of them at y[0]; y has room for all columns
-// of the last panel. `finish` makes of each vector what is written.
-template <class Finish>
+// Rows of weights that stay in the first-level cache while all rows of x pass by.
+static constexpr int64_t slice_depth = 256;
+
+// y[0 to rows) = x W^T + b, or its positive part, for the columns of panels [first, last), the first of them at y[0]; y has
+// room for all columns of the last panel.
 static inline void multiply_panels(const float* x, int64_t stride, int64_t rows, const PackedLinear& weights,
-                                   int64_t first, int64_t last, float* y, int64_t y_stride, const Finish& finish) {
+                                   int64_t first, int64_t last, float* y, int64_t y_stride, bool relu = false) {
+  const float* end = weights.panels + last * weights.depth * panel_width;
   for (int64_t p = first; p < last; ++p) {
-    const float* panel = weights.panels + p * weights.depth * panel_width;
-    const float* bias = weights.bias ? weights.bias + p * panel_width : nullptr;
-    for (int64_t row = 0; row < rows; row += tile_rows) {
-      const int count = static_cast<int>(rows - row < tile_rows ? rows - row : tile_rows);
-      float* out = y + row * y_stride + (p - first) * panel_width;
-      multiply_rows<tile_rows>(count, x + row * stride, stride, panel, weights.depth,
-                               [&](int r, int column, Vec sum) {
-                                 if (bias) {
-                                   sum = sum + load(bias + column);
-                                 }
-                                 float* place = out + r * y_stride + column;
-                                 store(place, finish(sum, place));
-                               });
+    for (int64_t k = 0; k < weights.depth; k += slice_depth) {
+      const int64_t depth = weights.depth - k < slice_depth ? weights.depth - k : slice_depth;
+      const float* panel = weights.panels + (p * weights.depth + k) * panel_width;
+      const bool last_slice = k + depth == weights.depth;
+      const Ending ending{last_slice && weights.bias ? weights.bias + p * panel_width : nullptr, k > 0,
+                          last_slice && relu};
+      const int64_t share = depth * tile_rows / rows + 1;
+      for (int64_t row = 0; row < rows; row += tile_rows) {
+        // Each tile begins to load its share of the next slice, which would keep the first of the next tiles waiting.
+        const float* ahead = panel + (depth + row / tile_rows * share) * panel_width;
+        for (int64_t i = 0; i < share && ahead < end; ++i, ahead += panel_width) {
+          __builtin_prefetch(ahead);
+        }
+        const int count = static_cast<int>(rows - row < tile_rows ? rows - row : tile_rows);
+        multiply_rows<tile_rows>(count, x + row * stride + k, stride, panel, depth, ending,
+                                 y + row * y_stride + (p - first) * panel_width, y_stride);
+      }
     }
   }
 }
