@@ -253,5 +253,5 @@ def report() -> str:
                     chosen = choose(operation, device_type, dtype)
                 except ConfigError as error:
                     chosen = str(error)
-                lines.append(f"  {operation:<18}{device_type:<6}{str(dtype).removeprefix('torch.'):<10}{chosen}")
+                lines.append(f"  {operation:<22}{device_type:<6}{str(dtype).removeprefix('torch.'):<10}{chosen}")
     return "\n".join(lines)

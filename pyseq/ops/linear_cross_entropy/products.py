@@ -2,8 +2,8 @@
 
 Where there is AVX2 but no AVX-512 they are our own (:mod:`pyseq.ops.linear`). Elsewhere on the CPU the library behind
 ``torch.mm`` copies all of W into an order of its own for each fp32 product, which with AVX-512 takes half as long as a
-product with 100 rows. So g W is left to oneDNN there, where torch has it, and so is h W^T where rows are wide enough to pay
-for the copy of its result, by blocks that stay in the cache; otherwise torch.mm gets blocks of W that do.
+product with 100 rows. So g W is left to oneDNN there, where torch has it, and so is h W^T where rows are wide enough to
+pay for the copy of its result, by blocks that stay in the cache; otherwise torch.mm gets blocks of W that do.
 
 The sum of g^T h over chunks is as fast as it should be, in place; where h and g have 16 bits and the sum has 32, torch
 does that in one operation on GPUs only.
