@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pyseq.ops import linear
 
 HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 
@@ -35,7 +36,7 @@ class Linear(nn.Linear):
     """``nn.Linear`` (its initialisation too) that keeps the memory order of a T x B x C input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return tokenwise(super().forward, x)
+        return tokenwise(lambda rows: linear(rows, self.weight, self.bias), x)
 
 
 def _is_plain(layer: nn.Linear) -> bool:
@@ -50,7 +51,7 @@ def stacked(x: Tensor, *layers: nn.Module) -> Tensor:
         return torch.cat([layer(x) for layer in layers], dim=-1)
     weight = torch.cat([layer.weight for layer in plain])
     bias = torch.cat(biases) if biases else None
-    return F.linear(x, weight, bias)
+    return linear(x, weight, bias)
 
 
 def xavier_linear(in_features: int, out_features: int, bias: bool = True) -> Linear:

@@ -17,8 +17,10 @@ from pyseq.ops.cross_entropy import (
 )
 from pyseq.ops.dispatch import backend, report
 from pyseq.ops.dropout import dropout
+from pyseq.ops.gemm import gemm_
 from pyseq.ops.grad_norm import GradNorm, grad_norm, norm_from_squares, sum_of_squares
 from pyseq.ops.layer_norm import layer_norm
+from pyseq.ops.linear import linear
 from pyseq.ops.linear_cross_entropy import (
     linear_cross_entropy,
     linear_cross_entropy_rows,
@@ -44,9 +46,11 @@ __all__ = [
     "cross_entropy_rows",
     "cross_entropy_sums",
     "dropout",
+    "gemm_",
     "grad_norm",
     "join_master",
     "layer_norm",
+    "linear",
     "linear_cross_entropy",
     "linear_cross_entropy_rows",
     "linear_cross_entropy_sums",
