@@ -19,13 +19,14 @@ StridedMatrix matrix(uintptr_t address, int64_t rows, int64_t cols, int64_t row_
 
 void multiply(int64_t rows, int64_t cols, int64_t depth, uintptr_t a, int64_t a_row, int64_t a_col, uintptr_t b,
               int64_t b_row, int64_t b_col, uintptr_t c, int64_t c_row, bool accumulate, uintptr_t bias, bool relu,
-              int threads) {
+              uintptr_t a_sums, int threads) {
   if (rows < 0 || cols < 0 || depth < 0 || (rows > 1 && c_row < cols)) {
     throw std::invalid_argument("sizes must not be negative, nor rows of c overlap");
   }
   gemm({rows, cols, depth, matrix(a, rows, depth, a_row, a_col, "a"), matrix(b, depth, cols, b_row, b_col, "b"),
         pointer<float>(c, 4, rows * cols, "c"), c_row, accumulate,
-        bias == 0 ? nullptr : pointer<const float>(bias, 4, cols, "bias"), relu},
+        bias == 0 ? nullptr : pointer<const float>(bias, 4, cols, "bias"), relu,
+        a_sums == 0 ? nullptr : pointer<float>(a_sums, 4, rows, "a_sums")},
        threads);
 }
 
@@ -34,8 +35,9 @@ void multiply(int64_t rows, int64_t cols, int64_t depth, uintptr_t a, int64_t a_
 void bind_gemm(py::module_& m) {
   m.def("gemm", &multiply, py::call_guard<py::gil_scoped_release>(),
         "c (+)= a b, then + bias, then relu, of fp32 matrices: a [rows x depth], b [depth x cols] with strides of rows and "
-        "columns in elements, c [rows x cols] without gaps within a row. bias: an address or 0.",
+        "columns in elements, c [rows x cols] without gaps within a row; a_sums (+)= the sums of the rows of a. bias and "
+        "a_sums: addresses, or 0.",
         py::arg("rows"), py::arg("cols"), py::arg("depth"), py::arg("a"), py::arg("a_row"), py::arg("a_col"),
         py::arg("b"), py::arg("b_row"), py::arg("b_col"), py::arg("c"), py::arg("c_row"), py::arg("accumulate"),
-        py::arg("bias"), py::arg("relu"), py::arg("threads"));
+        py::arg("bias"), py::arg("relu"), py::arg("a_sums"), py::arg("threads"));
 }

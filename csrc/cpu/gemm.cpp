@@ -31,7 +31,7 @@ struct Free {
   void operator()(float* p) const { ::operator delete(p, line); }
 };
 
-// Kept by each thread from call to call: half a mebibyte.
+// Kept by each thread from call to call: less than half a mebibyte.
 float* scratch_of(int64_t floats) {
   thread_local std::unique_ptr<float, Free> kept;
   thread_local int64_t size = 0;
@@ -72,7 +72,7 @@ void gemm(const Gemm& problem, int threads) {
   }
   const GemmKernel kernel = kernel_in_use();
   const int64_t rows = ceil_div(problem.rows, kernel.tile_rows), cols = ceil_div(problem.cols, kernel.tile_cols);
-  const int64_t worth = problem.rows * problem.cols / 1024 * std::max<int64_t>(problem.depth, 1) / 1024;
+  const int64_t worth = problem.rows * problem.cols / 1024 * problem.depth / 1024;  // threads: 2 million operations each
   const Grid grid = grid_for(rows, cols, std::clamp<int64_t>(worth, 1, std::max(threads, 1)));
   const int64_t parts = grid.down * grid.across;
 #pragma omp parallel for num_threads(static_cast<int>(parts)) schedule(static)
@@ -92,6 +92,7 @@ void gemm(const Gemm& problem, int threads) {
     part.b.data += col * part.b.col_stride;
     part.c += row * part.c_stride + col;
     part.bias = part.bias ? part.bias + col : nullptr;
+    part.a_sums = part.a_sums && col == 0 ? part.a_sums + row : nullptr;
     kernel.multiply(part, scratch_of(kernel.scratch));
   }
 }

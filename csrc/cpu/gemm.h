@@ -25,6 +25,7 @@ struct Gemm {
   bool accumulate;    // C +=
   const float* bias;  // [cols], or null
   bool relu;
+  float* a_sums = nullptr;  // [rows], or null: the sums of the rows of A (+= as C), which come by the way
 };
 
 void gemm(const Gemm& problem, int threads);

@@ -156,7 +156,7 @@ static int64_t pack_squares(const Lines& lines, int64_t depth, float* out) {
   int64_t k = 0;
   for (; k + Vec::width <= depth; k += Vec::width) {
 #pragma GCC unroll 2
-    for (int v = 0; v < vectors_of<Width>; ++v) {
+    for (int v = vectors_of<Width> - 1; v >= 0; --v) {  // the last first: its excess is where the first begins
       Vec square[Vec::width];
 #pragma GCC unroll 16
       for (int i = 0; i < Vec::width; ++i) {
@@ -242,11 +242,37 @@ struct BlockOfA {
   }
 };
 
+// The sums of the rows of a packed block.
+static void sum_rows(const BlockOfA& a, int64_t depth, bool add, float* sums) {
+  for (int64_t r = 0; r < a.rows; r += tile_rows) {
+    for (int v = 0; v < vectors_of<tile_rows>; ++v) {
+      const float* from = a.data + r / tile_rows * a.panel + v * Vec::width;
+      Vec parts[4] = {Vec(0.0f), Vec(0.0f), Vec(0.0f), Vec(0.0f)};
+      int64_t k = 0;
+      for (; k + 4 <= depth; k += 4) {
+        for (int i = 0; i < 4; ++i) {
+          parts[i] = parts[i] + load(from + (k + i) * tile_rows);
+        }
+      }
+      for (; k < depth; ++k) {
+        parts[0] = parts[0] + load(from + k * tile_rows);
+      }
+      float lanes[Vec::width];
+      store(lanes, (parts[0] + parts[1]) + (parts[2] + parts[3]));
+      const int64_t first = r + v * Vec::width, last = std::min(a.rows, std::min(r + tile_rows, first + Vec::width));
+      for (int64_t row = first; row < last; ++row) {
+        float* sum = sums + a.begin + row;
+        *sum = lanes[row - first] + (add ? *sum : 0.0f);
+      }
+    }
+  }
+}
+
 // Rows of A are copied where steps along them are no neighbours, and where rows would share the sets of a cache: those
-// that are a multiple of a page apart.
+// that are a multiple of a page apart. Their sums are taken from the copy.
 static bool packs_a(const Gemm& p) {
   const bool scattered = p.a.col_stride != 1 || (p.a.row_stride % 1024 == 0 && p.depth > 64);
-  return scattered && p.cols > 2 * tile_cols;
+  return p.a_sums || (scattered && p.cols > 2 * tile_cols);
 }
 
 // The depth in blocks of about the same length. Products are summed along a block, or along each half of a long one, and
@@ -308,6 +334,9 @@ static void multiply(const Gemm& p, float* scratch) {
         BlockOfA a(p.a, row, std::min(most_rows, p.rows - row), k);
         if (packs) {
           a.pack_into(packed_a, depth, p.rows - row);
+          if (p.a_sums && col == 0) {
+            sum_rows(a, depth, p.accumulate || block > 0, p.a_sums);
+          }
         }
         multiply_blocks(p, whole, block, a, packs, packed_b, col, cols);
       }

@@ -65,8 +65,16 @@ void check_product(int64_t rows, int64_t cols, int64_t depth, Order of_a, Order 
   }
   const int64_t stride = cols + 3;
   std::vector<float> c(static_cast<size_t>(rows == 0 ? 0 : (rows - 1) * stride + cols), 0.25f);
-  gemm({rows, cols, depth, a.view, b.view, c.data(), stride, accumulate, bias ? biases.data() : nullptr, relu}, threads);
+  std::vector<float> sums(static_cast<size_t>(rows), 0.5f);
+  gemm({rows, cols, depth, a.view, b.view, c.data(), stride, accumulate, bias ? biases.data() : nullptr, relu,
+        relu ? nullptr : sums.data()},
+       threads);
   for (int64_t i = 0; i < rows; ++i) {
+    double of_a = accumulate || relu || cols == 0 ? 0.5 : 0.0;
+    for (int64_t k = 0; k < depth && !relu && cols > 0; ++k) {
+      of_a += a(i, k);
+    }
+    CHECK(sums[static_cast<size_t>(i)] == of_a);
     for (int64_t j = 0; j < cols; ++j) {
       double sum = (accumulate ? 0.25 : 0.0) + (bias ? biases[static_cast<size_t>(j)] : 0.0f);
       for (int64_t k = 0; k < depth; ++k) {

@@ -36,7 +36,7 @@ class Linear(nn.Linear):
     """``nn.Linear`` (its initialisation too) that keeps the memory order of a T x B x C input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return tokenwise(lambda y: linear(y, self.weight, self.bias), x)
+        return tokenwise(lambda rows: linear(rows, self.weight, self.bias), x)
 
 
 def is_plain(layer: nn.Module) -> bool:

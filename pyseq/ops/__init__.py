@@ -17,6 +17,7 @@ from pyseq.ops.cross_entropy import (
 )
 from pyseq.ops.dispatch import backend, report
 from pyseq.ops.dropout import dropout
+from pyseq.ops.gemm import gemm_
 from pyseq.ops.grad_norm import GradNorm, grad_norm, norm_from_squares, sum_of_squares
 from pyseq.ops.layer_norm import layer_norm
 from pyseq.ops.linear import linear
@@ -45,6 +46,7 @@ __all__ = [
     "cross_entropy_rows",
     "cross_entropy_sums",
     "dropout",
+    "gemm_",
     "grad_norm",
     "join_master",
     "layer_norm",

@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -41,25 +41,34 @@ class Status:
     detail: str
 
 
+def _always(backend: str) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class Operation:
     """An operation and the dtypes that each of its back ends takes. ``torch`` takes every floating dtype."""
 
     name: str
     dtypes: Mapping[str, frozenset[torch.dtype]]
-    isas: frozenset[str] | None = None  # instruction sets with which ``cpp`` is chosen unasked; None: all
+    pays: Callable[[str], bool] = _always  # whether a back end that takes it is chosen without being forced
+    library: bool = False  # back ends without a kernel leave it to torch, whose libraries are made for it
 
 
 OPERATIONS: dict[str, Operation] = {}
 _forced: str | None = None
 
 
-def register_operation(name: str, isas: frozenset[str] | None = None, **dtypes: frozenset[torch.dtype]) -> None:
+def register_operation(
+    name: str, *, pays: Callable[[str], bool] = _always, library: bool = False, **dtypes: frozenset[torch.dtype]
+) -> None:
     """Declare the operation ``name``; a keyword for each back end other than torch gives the dtypes that it takes.
 
-    ``isas`` are the instruction sets with which ``cpp`` was measured to be faster than torch, if not all of them.
+    Args:
+        pays: of an available back end, whether it is chosen without being forced.
+        library: a forced back end that has no kernel leaves this operation to torch; else that is an error.
     """
-    OPERATIONS[name] = Operation(name, dtypes, isas)
+    OPERATIONS[name] = Operation(name, dtypes, pays, library)
 
 
 @functools.cache
@@ -198,18 +207,15 @@ def choose(operation: str, device_type: str, dtype: torch.dtype) -> str:
     """The back end for an operation on tensors of a device type and dtype.
 
     Raises:
-        ConfigError: a back end is forced that is not there, or that has no kernel for this operation and dtype.
+        ConfigError: a back end is forced that is not there, or that has no kernel for this operation and dtype, where
+            torch has no library for it.
     """
     return _remembered(operation, device_type, dtype, _forced)
 
 
+@torch.compiler.assume_constant_result  # torch.compile calls it, without looking inside, and guards on the arguments
 def _remembered(operation: str, device_type: str, dtype: torch.dtype, forced: str | None) -> str:
     return _decide(operation, device_type, dtype, forced)
-
-
-# torch.compile calls it, without looking inside, and guards on the arguments. This is all that the decorator
-# torch.compiler.assume_constant_result does besides importing the compiler, which takes as long as torch itself.
-_remembered.__dict__["_dynamo_marked_constant"] = True
 
 
 @functools.cache
@@ -221,20 +227,19 @@ def _decide(operation: str, device_type: str, dtype: torch.dtype, forced: str | 
     kind = f"{device_type}, {str(dtype).removeprefix('torch.')}"
     if forced is not None:
         _check_forced(forced, where)
-        if not takes(operation, forced, device_type, dtype):
-            raise ConfigError(f"{where}: back end '{forced}' has no {operation} for ({kind})")
         chosen, why = forced, f"forced by {where}"
+        if not takes(operation, forced, device_type, dtype):
+            if not OPERATIONS[operation].library:
+                raise ConfigError(f"{where}: back end '{forced}' has no {operation} for ({kind})")
+            chosen, why = "torch", f"which '{forced}' leaves it to"
     else:
-        candidates = PREFERENCE.get(device_type, ("torch",))
-        chosen = next(n for n in candidates if takes(operation, n, device_type, dtype) and _pays(operation, n))
+        candidates = (
+            name for name in PREFERENCE.get(device_type, ("torch",)) if takes(operation, name, device_type, dtype)
+        )
+        chosen = next(name for name in candidates if name == "torch" or OPERATIONS[operation].pays(name))
         why = status(chosen).detail
     logger.info("operation %s (%s): %s back end, %s", operation, kind, chosen, why)
     return chosen
-
-
-def _pays(operation: str, backend: str) -> bool:
-    isas, native = OPERATIONS[operation].isas, core()
-    return backend != "cpp" or isas is None or (native is not None and native.isa() in isas)
 
 
 def report() -> str:

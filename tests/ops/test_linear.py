@@ -1,7 +1,4 @@
-"""Linear layers by our own product: values and gradients against float64, edges of tiles, strides, threads, errors.
-
-Sizes lie around the edges of register tiles (6 and 12 rows, 8, 16 and 32 columns) and of the blocks of depth (256).
-"""
+"""Linear layers by the core's product: values and gradients, and everything that is left to torch."""
 
 from __future__ import annotations
 
@@ -10,162 +7,254 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from pyseq import ops
+import pyseq.ops as ops
 from pyseq.ops import dispatch
-from pyseq.ops.linear import gemm_, linear, multiplies, reference
+from pyseq.ops.linear import LEAST_FEATURES, LEAST_ROWS, reference
+from support.accuracy import assert_near
+from support.backends import running_on, using_isa
 
-pytestmark = pytest.mark.skipif(dispatch.core() is None, reason="pyseq._core is not built")
+needs_core = pytest.mark.skipif(not dispatch.status("cpp").available, reason=dispatch.status("cpp").detail)
+BACKENDS = ["cpp-avx512", "cpp-avx2", "cpp-portable"]
+NAMES = ("y", "x", "weight", "bias")
+ACTIVATIONS: list[Any] = ["none", "relu"]
 
-SIZES = [(1, 1, 1), (5, 3, 7), (6, 16, 16), (7, 17, 33), (13, 255, 15), (121, 257, 31), (40, 600, 129), (300, 64, 2100)]
+
+def some(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-@pytest.fixture(autouse=True)
-def ours() -> Any:
+def case(rows: int = LEAST_ROWS, features: int = 48, classes: int = 40, bias: bool = True) -> list[Tensor | None]:
+    """x, weight and bias."""
+    return [some(rows, features), some(classes, features), some(classes) if bias else None]
+
+
+def run(inputs: list[Tensor | None], activation: Any) -> dict[str, Tensor]:
+    """y, and the gradients of a sum of y weighted by normal numbers."""
+    x, weight, bias = leaves = [None if t is None else t.detach().requires_grad_() for t in inputs]
+    assert x is not None and weight is not None
+    y = ops.linear(x, weight, bias, activation=activation)
+    y.backward(some(*y.shape).to(y.dtype))
+    found = [y.detach(), *(None if leaf is None else leaf.grad for leaf in leaves)]
+    return {name: t for name, t in zip(NAMES, found) if t is not None}
+
+
+def used_kernel(y: Tensor) -> bool:
+    return "_Linear" in type(y.grad_fn).__name__
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_error_is_near_that_of_torch(backend: str, activation: str, bias: bool) -> None:
+    for rows, features, classes in ((257, 33, 47), (300, 128, 384), (1000, 256, 130)):
+        inputs = case(rows, features, classes, bias)
+        with running_on(backend):
+            ours = run(inputs, activation)
+        with running_on("torch"):
+            theirs = run(inputs, activation)
+            want = run([None if t is None else t.double() for t in inputs], activation)
+        assert ours.keys() == want.keys()
+        for name in ours:
+            assert_near(ours[name], theirs[name], want[name], factor=2.0 if name == "bias" else 1.5, name=name)
+
+
+@needs_core
+def test_shapes_and_layouts() -> None:
+    weight, bias = some(40, 48), some(40)
+    x = some(4, 100, 48)
+    layouts = [x, x.transpose(0, 1), x[:, ::2].repeat(1, 2, 1)[:, :80], some(1).expand(300, 48), some(48, 300).t()]
+    layouts.append(torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape))
     with ops.backend("cpp"):
-        yield
+        for layout in layouts:
+            for w in (weight, weight.t().contiguous().t(), torch.cat([weight, weight], dim=1)[:, :48]):
+                leaf, w = layout.detach().requires_grad_(), w.detach().requires_grad_()
+                y = ops.linear(leaf, w, bias)
+                assert used_kernel(y) and y.is_contiguous() and y.shape == (*layout.shape[:-1], 40)
+                torch.testing.assert_close(y, F.linear(layout, weight, bias), rtol=1e-5, atol=1e-5)
+                y.sum().backward()  # an expanded gradient
+                want = weight.sum(0).expand_as(layout)
+                torch.testing.assert_close(leaf.grad, want, rtol=1e-5, atol=1e-5)
+                rows = layout.reshape(-1, 48).sum(0).expand_as(weight)
+                torch.testing.assert_close(w.grad, rows, rtol=1e-4, atol=1e-3)
 
 
-def errors(found: Tensor, torchs: Tensor, exact: Tensor) -> tuple[float, float]:
-    return tuple(float((t.double() - exact).abs().max()) if t.numel() else 0.0 for t in (found, torchs))  # type: ignore[return-value]
-
-
-def assert_as_exact(found: Tensor, torchs: Tensor, exact: Tensor) -> None:
-    """At most 1.5 times torch's error, or two roundings of the largest value where torch has next to none."""
-    ours_, theirs = errors(found, torchs, exact)
-    floor = 2 * torch.finfo(torch.float32).eps * float(exact.abs().max()) if exact.numel() else 0.0
-    assert ours_ <= max(1.5 * theirs, floor)
-
-
-@pytest.mark.parametrize("activation", ["none", "relu"])
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("rows, depth, cols", SIZES)
-def test_values_and_gradients(rows: int, depth: int, cols: int, bias: bool, activation: Any) -> None:
-    torch.manual_seed(rows + depth)
-    x, w = torch.randn(rows, depth), torch.randn(cols, depth)
-    b = torch.randn(cols) if bias else None
-    grad = torch.randn(rows, cols)
-
-    def run(fn: Any, dtype: torch.dtype, grad: Tensor) -> list[Tensor]:
-        inputs = [t.detach().clone().to(dtype).requires_grad_() for t in (x, w, b) if t is not None]
-        y = fn(*inputs)
-        y.backward(grad.to(dtype))
-        return [y.detach(), *(t.grad for t in inputs)]
-
-    found = run(lambda *inputs: linear(*inputs, activation=activation), torch.float32, grad)
-    # What passes the rectifier is what is positive in our own rounding.
-    passed = grad if activation == "none" else grad * (found[0] > 0)
-    torchs, exact = (run(F.linear, dtype, passed) for dtype in (torch.float32, torch.float64))
-    if activation == "relu":
-        torchs[0], exact[0] = torchs[0].relu(), exact[0].relu()
-    for mine, theirs, oracle in zip(found, torchs, exact):
-        assert_as_exact(mine, theirs, oracle)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_matrices_of_any_strides(data: st.DataObject) -> None:
-    """Transposed, sliced, with gaps, off 16-byte boundaries; added to what is there or not."""
-    size = st.integers(0, 40)
-    m, k, n = (data.draw(size) for _ in range(3))
-    torch.manual_seed(m * 1681 + k * 41 + n)
-
-    def matrix(rows: int, cols: int) -> Tensor:
-        gap, offset, transposed = data.draw(st.integers(1, 2)), data.draw(st.integers(0, 3)), data.draw(st.booleans())
-        wide = torch.randn(max(rows, cols) + offset, gap * max(rows, cols) + offset + 1)
-        found = wide[offset:, offset::gap]
-        return found[:cols, :rows].t() if transposed else found[:rows, :cols]
-
-    a, b = matrix(m, k), matrix(k, n)
-    out = torch.randn(m, n + 3)[:, 1 : n + 1]
-    bias = torch.randn(n) if data.draw(st.booleans()) else None
-    accumulate, relu = data.draw(st.booleans()), data.draw(st.booleans())
-    exact = a.double() @ b.double() + (out.double() if accumulate else 0.0) + (0.0 if bias is None else bias.double())
-    gemm_(out, a, b, accumulate=accumulate, bias=bias, relu=relu)
-    torch.testing.assert_close(out.double(), exact.relu() if relu else exact, rtol=1e-5, atol=1e-5 * (k + 1))
-
-
-def test_nothing_beside_the_result_is_written() -> None:
-    memory = torch.full((9, 40), 7.0)
-    gemm_(memory[1:8, 3:36], torch.randn(7, 5), torch.randn(5, 33))
-    memory[1:8, 3:36] = 7.0
-    assert (memory == 7.0).all()
-
-
-def test_inf_and_nan_are_those_of_torch() -> None:
-    x, w = torch.randn(9, 20), torch.randn(18, 20)
-    x[2, 3], x[4, 0], w[5, 7] = torch.inf, torch.nan, -torch.inf
-    x[6, 7] = 0.0  # times -inf
-    for activation in ("none", "relu"):
-        torch.testing.assert_close(
-            linear(x, w, activation=activation),
-            reference(x, w, None, activation),
-            equal_nan=True,  # type: ignore[arg-type]
-        )
-
-
-@pytest.mark.parametrize("rows, depth, cols", [(3000, 128, 128), (130, 700, 300), (128, 3000, 96)])
-def test_no_bit_depends_on_threads_or_on_the_run(rows: int, depth: int, cols: int) -> None:
-    a, b = torch.randn(rows, depth), torch.randn(cols, depth)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3, 1):
-            torch.set_num_threads(threads)
-            results.append(linear(a, b))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(results[0], other) for other in results)
-
-
-def test_more_dimensions_and_none() -> None:
-    x, w, b = torch.randn(3, 4, 5), torch.randn(6, 5), torch.randn(6)
-    torch.testing.assert_close(linear(x, w, b), F.linear(x, w, b))
-    torch.testing.assert_close(linear(x[0, 0], w, b), F.linear(x[0, 0], w, b))
-    assert linear(torch.empty(0, 5), w).shape == (0, 6)
-
-
-def test_gradients_that_are_not_asked_for_are_not_made() -> None:
-    x, w = torch.randn(4, 5), torch.randn(6, 5, requires_grad=True)
-    linear(x, w).sum().backward()  # an expanded gradient, too
-    torch.testing.assert_close(w.grad, x.sum(0).expand(6, 5))
-    assert x.grad is None
-
-
+@needs_core
 def test_what_the_kernel_does_not_take_is_torchs() -> None:
-    x, w = torch.randn(4, 5), torch.randn(6, 5)
-    assert multiplies(x, w) and not multiplies(x.double(), w.double()) and not multiplies(x.bfloat16(), w.bfloat16())
-    assert linear(x.double(), w.double()).dtype == torch.float64
-    with torch.autocast("cpu", torch.bfloat16):
-        assert linear(x, w).dtype == torch.bfloat16
+    def is_torchs(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+        y = ops.linear(x, weight, bias)
+        assert torch.equal(y, F.linear(x, weight, bias))
+        return not used_kernel(y)
+
+    x, weight, bias = (t.requires_grad_() for t in case() if t is not None)
+    with ops.backend("cpp"):
+        assert not is_torchs(x.detach(), weight, bias.detach() * 0)
+        assert is_torchs(x[: LEAST_ROWS - 1], weight, bias) and is_torchs(x[:0], weight) and is_torchs(x[0], weight)
+        assert is_torchs(x, weight[: LEAST_FEATURES - 1]) and is_torchs(x[:, :1], weight[:, :1])
+        assert is_torchs(x.double(), weight.double()) and is_torchs(x.bfloat16(), weight.bfloat16(), bias.bfloat16())
+        with torch.autocast("cpu", torch.bfloat16):
+            assert is_torchs(x, weight, bias) and ops.linear(x, weight).dtype == torch.bfloat16
+        assert is_torchs(x, weight[0]) and is_torchs(x, weight, bias[:1])
+        assert ops.linear(x.to("meta"), weight.to("meta")).device.type == "meta"
+        with pytest.raises(RuntimeError):
+            ops.linear(x, weight.double())
+        with pytest.raises(RuntimeError):
+            ops.linear(x, weight[:, :-1])
     with ops.backend("torch"):
-        assert not multiplies(x, w) and torch.equal(linear(x, w), F.linear(x, w))
+        assert is_torchs(x, weight, bias)
 
 
-def test_torch_compile_sees_one_graph() -> None:
-    compiled = torch.compile(lambda x, w: linear(x, w, activation="relu"), backend="eager", fullgraph=True)
-    x, w = torch.randn(4, 5), torch.randn(6, 5)
-    torch.testing.assert_close(compiled(x, w), F.relu(x @ w.t()))
+@needs_core
+def test_transforms_and_modes_of_torch_see_a_plain_linear() -> None:
+    x, weight, bias = (t for t in case() if t is not None)
+    stack = torch.stack([x, x + 1])
+    with ops.backend("cpp"):
+        mapped = torch.vmap(lambda one: ops.linear(one, weight, bias))(stack)
+        torch.testing.assert_close(mapped, F.linear(stack, weight, bias))
+        grad = torch.func.grad(lambda w: ops.linear(x, w, bias).sum())(weight)
+        torch.testing.assert_close(grad, x.sum(0).expand_as(weight), rtol=1e-4, atol=1e-4)
+        _, tangent = torch.func.jvp(lambda one: ops.linear(one, weight, bias), (x,), (x,))
+        torch.testing.assert_close(tangent, F.linear(x, weight))
+        with FlopCounterMode(display=False) as counter:
+            ops.linear(x, weight)
+        assert counter.get_total_flops() == 2 * x.numel() * len(weight)
 
 
-def test_chosen_unasked_only_where_it_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "_forced", None)
+@needs_core
+def test_the_kernel_is_chosen_where_it_was_measured_to_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Processor:
+        def __init__(self, *isas: str) -> None:
+            self.isas = lambda: isas
+
     monkeypatch.delenv(dispatch.ENVIRONMENT_VARIABLE, raising=False)
-    x = torch.randn(2, 2)
-    for isa, expected in (("avx2", True), ("avx512", False), ("portable", False)):
+    processors = ((("avx512", "avx2", "portable"), "torch"), (("avx2", "portable"), "cpp"), (("portable",), "torch"))
+    for isas, chosen in processors:
         dispatch._decide.cache_clear()
-        monkeypatch.setattr(dispatch, "core", lambda isa=isa: type("Core", (), {"isa": staticmethod(lambda: isa)}))
-        assert multiplies(x) is expected
+        monkeypatch.setattr(dispatch, "required_core", lambda isas=isas: Processor(*isas))
+        assert dispatch.choose("linear", "cpu", torch.float32) == chosen
+        with ops.backend("cpp"):
+            assert dispatch.choose("linear", "cpu", torch.float32) == "cpp"
+            assert dispatch.choose("linear", "cpu", torch.bfloat16) == "torch"
     dispatch._decide.cache_clear()
 
 
-def test_errors_say_what_is_wrong() -> None:
-    x, w = torch.randn(4, 5), torch.randn(6, 5)
-    with pytest.raises(ValueError, match="activation must be 'none' or 'relu', not 'gelu'"):
-        linear(x, w, activation="gelu")  # type: ignore[arg-type]
-    with pytest.raises(RuntimeError):
-        linear(x, torch.randn(6, 4))
-    with pytest.raises(RuntimeError):
-        linear(x, w, torch.randn(5))
+@needs_core
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+def test_repeatable_and_independent_of_threads(isa: str) -> None:
+    inputs, before, results = case(700, 130, 257), torch.get_num_threads(), []
+    with ops.backend("cpp"), using_isa(isa):
+        for threads in (1, 2, 3, 7, 2):
+            torch.set_num_threads(threads)
+            try:
+                results.append(run(inputs, "relu"))
+            finally:
+                torch.set_num_threads(before)
+    assert all(torch.equal(results[0][name], other[name]) for other in results[1:] for name in NAMES)
+
+
+@needs_core
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_frozen_inputs(activation: Any) -> None:
+    inputs = [t for t in case() if t is not None]
+    with ops.backend("cpp"):
+
+        def gradients(trained: tuple[int, ...]) -> list[Tensor | None]:
+            leaves = [t.clone().requires_grad_(i in trained) for i, t in enumerate(inputs)]
+            ops.linear(*leaves, activation=activation).square().sum().backward()
+            return [leaf.grad for leaf in leaves]
+
+        every = gradients((0, 1, 2))
+        for trained in ((0,), (1,), (2,), (1, 2)):
+            for i, (one, all_) in enumerate(zip(gradients(trained), every)):
+                assert (one is not None) == (i in trained)
+                assert one is None or all_ is None or i == 2 or torch.equal(one, all_)
+                torch.testing.assert_close(one, all_ if i in trained else None, rtol=1e-5, atol=1e-3)
+        with torch.no_grad():
+            assert ops.linear(*inputs).grad_fn is None
+
+
+@needs_core
+def test_relu_is_that_of_torch_at_zero_and_nan() -> None:
+    x = torch.zeros(LEAST_ROWS, 32)
+    x[0, 0], x[1, 0], x[2, 0], x[3, 0] = float("nan"), float("inf"), -1.0, 1.0
+    weight = torch.eye(32)[:, :32].contiguous()
+    found = []
+    for backend in ("cpp", "torch"):
+        with ops.backend(backend):
+            leaf = torch.where(x.isinf(), 3.0, x).requires_grad_()
+            y = ops.linear(leaf, weight, activation="relu")
+            y.backward(torch.full_like(y, 2.0))
+            assert leaf.grad is not None
+            found.append((y.detach(), leaf.grad, ops.linear(x, weight, activation="relu")))
+    for ours, theirs in zip(*found):
+        assert torch.equal(ours.nan_to_num(7.0), theirs.nan_to_num(7.0))
+
+
+def test_gradcheck() -> None:
+    inputs = [some(*shape).double().requires_grad_() for shape in ((3, 5), (4, 5), (4,))]
+    for relu in (False, True):
+        assert torch.autograd.gradcheck(lambda *leaves: reference(*leaves, relu), inputs)  # noqa: B023
+
+
+@needs_core
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_second_derivatives(activation: Any) -> None:
+    found = []
+    for backend in ("cpp", "torch"):
+        with ops.backend(backend):
+            leaves = [t.detach().requires_grad_() for t in case() if t is not None]
+            y = ops.linear(*leaves, activation=activation)
+            assert used_kernel(y) == (backend == "cpp")
+            first = torch.autograd.grad((y**3).mean(), leaves, create_graph=True)
+            found.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+    for ours, theirs in zip(*found):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3 * float(theirs.abs().max()))
+
+
+@needs_core
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_opcheck(relu: bool, bias: bool) -> None:
+    inputs = [None if t is None else t.requires_grad_() for t in case(5, 7, 3, bias)]  # the operator takes any size
+    torch.library.opcheck(torch.ops.pyseq.linear.default, (*inputs, relu))
+    x, weight, _ = (None if t is None else t.detach() for t in inputs)
+    y = torch.ops.pyseq.linear(x, weight, None, relu)
+    for wanted in ([True, True, True], [True, False, True], [False, True, False]):
+        arguments = (torch.ones_like(y), x, weight, y if relu else None, wanted)
+        torch.library.opcheck(torch.ops.pyseq.linear_backward.default, arguments)
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpp"])
+def test_compiles_to_one_graph(backend: str) -> None:
+    def layer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return ops.linear(x * 2, weight, bias, activation="relu") + 1
+
+    with running_on(backend):
+        torch.compiler.reset()
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        for rows in (LEAST_ROWS + 1, LEAST_ROWS + 2, 2 * LEAST_ROWS, 5):
+            found = []
+            for fn in (compiled, layer):
+                leaves = [t.detach().requires_grad_() for t in case(rows) if t is not None]
+                y = fn(*leaves)
+                y.square().sum().backward()
+                found.append([y, *(leaf.grad for leaf in leaves)])
+            assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
+def test_an_activation_that_there_is_not() -> None:
+    with pytest.raises(ValueError, match="'none' or 'relu', not 'gelu'"):
+        ops.linear(torch.ones(2, 3), torch.ones(4, 3), activation="gelu")  # type: ignore[arg-type]
+
+
+@needs_core
+def test_a_parameter_of_another_type_is_left_to_it() -> None:
+    class Watched(Tensor):
+        pass
+
+    weight = nn.Parameter(some(40, 48).as_subclass(Watched))
+    with ops.backend("cpp"):
+        y = ops.linear(some(LEAST_ROWS, 48), weight)
+    assert isinstance(y, Watched)

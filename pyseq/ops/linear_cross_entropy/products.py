@@ -1,6 +1,6 @@
 """The three matrix products of a chunk of rows h [R x D], weights W [V x D] and logits or their gradient g [R x V].
 
-Where there is AVX2 but no AVX-512 they are our own (:mod:`pyseq.ops.linear`). Elsewhere on the CPU the library behind
+Where there is AVX2 but no AVX-512 they are our own (:mod:`pyseq.ops.gemm`). Elsewhere on the CPU the library behind
 ``torch.mm`` copies all of W into an order of its own for each fp32 product, which with AVX-512 takes half as long as a
 product with 100 rows. So g W is left to oneDNN there, where torch has it, and so is h W^T where rows are wide enough to
 pay for the copy of its result, by blocks that stay in the cache; otherwise torch.mm gets blocks of W that do.
@@ -16,7 +16,8 @@ import functools
 import torch
 from torch import Tensor
 
-from pyseq.ops.linear import gemm_, multiplies
+from pyseq.ops import dispatch
+from pyseq.ops.gemm import gemm_
 
 ONEDNN_MOST_ROWS = 512
 ONEDNN_LEAST_WIDTH = 256  # of h, for h W^T
@@ -28,8 +29,8 @@ CACHED_PRODUCT_BYTES = 2 << 20
 def logits(chunk: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor) -> Tensor:
     """h W^T + b, in the first rows of ``buffer``."""
     out = buffer[: len(chunk)]
-    if multiplies(chunk, weight):
-        gemm_(out, chunk, weight.t(), bias=None if bias is None else bias.contiguous())
+    if _is_for_core(chunk, weight):
+        gemm_(out, chunk, weight.t(), bias=bias)
         return out
     if _is_for_onednn(chunk) and chunk.size(1) >= ONEDNN_LEAST_WIDTH:
         classes = max(ONEDNN_PRODUCT_BYTES // (len(chunk) * chunk.element_size()), 256)
@@ -51,7 +52,7 @@ def logits(chunk: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor) -
 
 def input_gradient(gradient: Tensor, weight: Tensor, out: Tensor) -> None:
     """g W, into ``out`` [R x D]."""
-    if multiplies(gradient, weight):
+    if _is_for_core(gradient, weight):
         gemm_(out, gradient, weight)
     elif _is_for_onednn(gradient) and out.numel() > 0:
         out.copy_(_onednn(gradient, weight.t(), None))
@@ -61,7 +62,7 @@ def input_gradient(gradient: Tensor, weight: Tensor, out: Tensor) -> None:
 
 def add_weight_gradient(total: Tensor, gradient: Tensor, chunk: Tensor, first: bool) -> None:
     """Add g^T h to ``total`` [V x D], which holds nothing yet if ``first``."""
-    if multiplies(total, gradient, chunk):
+    if _is_for_core(total, gradient, chunk):
         gemm_(total, gradient.t(), chunk, accumulate=not first)
     elif total.dtype == gradient.dtype:
         torch.addmm(total, gradient.t(), chunk, beta=0.0 if first else 1.0, out=total)
@@ -78,6 +79,11 @@ def _add_blocks(total: Tensor, gradient: Tensor, chunk: Tensor, first: bool) -> 
         product = gradient[:, begin : begin + classes].t() @ chunk
         block = total[begin : begin + classes]
         _ = block.copy_(product) if first else block.add_(product)
+
+
+def _is_for_core(*tensors: Tensor) -> bool:
+    fits = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
+    return fits and dispatch.choose("linear", "cpu", torch.float32) == "cpp"
 
 
 def _is_for_onednn(rows: Tensor) -> bool:
