@@ -66,11 +66,39 @@ static inline float exponentials(float* scores, int64_t count) {
   return 1.0f / sum;
 }
 
-// Keys lie apart, each too short for the processor to foresee the next: begin to load what comes some keys later.
+// out = the sum over i of weights[i] * rows[i][offset to offset + length).
+static inline void mix(const float* const* rows, int64_t count, int64_t offset, const float* weights, float* out,
+                       int64_t length) {
+  int64_t at = 0;
+  for (; at + 4 * Vec::width <= length; at += 4 * Vec::width) {
+    Vec a(0.0f), b(0.0f), c(0.0f), d(0.0f);
+    for (int64_t i = 0; i < count; ++i) {
+      const float* row = rows[i] + offset + at;
+      const Vec weight(weights[i]);
+      a = fma(weight, load(row), a);
+      b = fma(weight, load(row + Vec::width), b);
+      c = fma(weight, load(row + 2 * Vec::width), c);
+      d = fma(weight, load(row + 3 * Vec::width), d);
+    }
+    store(out + at, a);
+    store(out + at + Vec::width, b);
+    store(out + at + 2 * Vec::width, c);
+    store(out + at + 3 * Vec::width, d);
+  }
+  if (at < length) {
+    std::fill(out + at, out + length, 0.0f);
+    for (int64_t i = 0; i < count; ++i) {
+      add_scaled(rows[i] + offset + at, weights[i], out + at, length - at);
+    }
+  }
+}
+
+// Keys lie apart, each too short for the processor to foresee the next: begin to load what comes some keys later,
+// with its value.
 static constexpr int64_t keys_ahead = 4;
-static inline void prefetch(const float* const* keys, int64_t i, int64_t count, int64_t offset, int64_t length) {
+static inline void prefetch(const float* const* keys, int64_t i, int64_t count, int64_t length) {
   if (i + keys_ahead < count) {
-    const float* next = keys[i + keys_ahead] + offset;
+    const float* next = keys[i + keys_ahead];
     for (int64_t j = 0; j < length; j += 16) {
       __builtin_prefetch(next + j);
     }
@@ -82,12 +110,12 @@ static inline void prefetch(const float* const* keys, int64_t i, int64_t count, 
 static inline void attend(const float* query, int64_t heads, int64_t head_dim, float scale, const float* const* keys,
                           int64_t count, float* scores, float* out) {
   const int64_t dim = heads * head_dim;
-  std::fill(out, out + dim, 0.0f);
   if (count == 0) {
+    std::fill(out, out + dim, 0.0f);
     return;
   }
   for (int64_t i = 0; i < count; ++i) {
-    prefetch(keys, i, count, 0, dim);
+    prefetch(keys, i, count, 2 * dim);
     for (int64_t h = 0; h < heads; ++h) {
       scores[h * count + i] = scale * dot(query + h * head_dim, keys[i] + h * head_dim, head_dim);
     }
@@ -99,11 +127,8 @@ static inline void attend(const float* query, int64_t heads, int64_t head_dim, f
       weights[i] *= factor;
     }
   }
-  for (int64_t i = 0; i < count; ++i) {
-    prefetch(keys, i, count, dim, dim);
-    for (int64_t h = 0; h < heads; ++h) {
-      add_scaled(keys[i] + dim + h * head_dim, scores[h * count + i], out + h * head_dim, head_dim);
-    }
+  for (int64_t h = 0; h < heads; ++h) {
+    mix(keys, count, dim + h * head_dim, scores + h * count, out + h * head_dim, head_dim);
   }
 }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import logging
 import os
 import sys
@@ -71,7 +72,7 @@ def generate(cfg: Config) -> Any:
     text = hypothesis_text(cfg, task, generator, decode)
     scorer = build_scorer(cfg.scoring, task.target_dictionary)
     progress = batches(cfg, task, models)
-    with output_file(cfg) as output:
+    with output_file(cfg) as output, loaded_objects_left_alone():
         printer = Printer(cfg, task, text, scorer, output)
         timer, words = StopwatchMeter(), TimeMeter()
         samples = (utils.move_to_device(sample, device) for sample in progress if "net_input" in sample)
@@ -168,6 +169,16 @@ def output_file(cfg: Config) -> Iterator[TextIO]:
     logger.info("writing %s", path)
     with open(path, "w", buffering=1, encoding="utf-8") as file:
         yield file
+
+
+@contextlib.contextmanager
+def loaded_objects_left_alone() -> Iterator[None]:
+    """Garbage collections inside look through what was made inside alone, not through all that was loaded before."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class Printer:
