@@ -213,9 +213,13 @@ def choose(operation: str, device_type: str, dtype: torch.dtype) -> str:
     return _remembered(operation, device_type, dtype, _forced)
 
 
-@torch.compiler.assume_constant_result  # torch.compile calls it, without looking inside, and guards on the arguments
 def _remembered(operation: str, device_type: str, dtype: torch.dtype, forced: str | None) -> str:
     return _decide(operation, device_type, dtype, forced)
+
+
+# torch.compile calls it, without looking inside, and guards on the arguments. This is all that the decorator
+# torch.compiler.assume_constant_result does besides importing the compiler, which takes as long as torch itself.
+_remembered.__dict__["_dynamo_marked_constant"] = True
 
 
 @functools.cache
