@@ -121,7 +121,7 @@ def _options(layer: Any) -> tuple[Any, ...]:
 def prepare(layers: nn.ModuleList) -> DecoderWeights:
     """The weights of layers that :func:`can_step` approves of."""
     first: Any = layers[0]
-    cross = [layer.encoder_attn for layer in layers if layer.encoder_attn is not None]
+    cross: list[Any] = [layer.encoder_attn for layer in layers if layer.encoder_attn is not None]
     activation = next(name for name in ACTIVATIONS if get_activation_fn(name) is first.activation_fn)
     return DecoderWeights(
         layers=[_layer_weights(layer) for layer in layers],
