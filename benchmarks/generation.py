@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import importlib.util
 import json
 import os
@@ -73,8 +74,7 @@ def why_no_peer(args: argparse.Namespace) -> str | None:
 
 def peer_case(args: argparse.Namespace) -> dict[str, Any]:
     """One pass of CTranslate2 over the same sentences in fp32, a worker of one thread for each core."""
-    import ctranslate2
-
+    ctranslate2 = importlib.import_module("ctranslate2")
     text = (args.reference / "text" / "test_2016_flickr.en").read_text(encoding="utf-8")
     sources = [line.split() for line in text.splitlines()]
     workers = len(os.sched_getaffinity(0))

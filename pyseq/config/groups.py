@@ -245,8 +245,8 @@ class GenerationConfig(ConfigGroup):
     retain_dropout_modules: list[str] | None = opt(None, "only these modules keep dropout (comma-separated names)")
     num_generation_workers: int = opt(
         0,
-        "pyseq-generate on a CPU: batches that are translated at the same time, each by one thread; the output is the "
-        "same for any number. 0: as many as there are threads, if there are two batches for each",
+        "pyseq-generate on a CPU: batches that are translated at the same time, each by one thread; hypotheses and "
+        "their order are the same for any number. 0: as many as there are threads, if there are two batches for each",
     )
 
 

@@ -131,6 +131,26 @@ def test_results_path_and_quiet(make_checkpoint, tiny_data, tmp_path, capsys):
     assert (tmp_path / "results/new/generate-valid.txt").read_text().splitlines() == printed
 
 
+def test_workers_print_the_same(make_checkpoint, tiny_data, capsys):
+    argv = [str(tiny_data), "--path", make_checkpoint(), "--beam", "4", "--batch-size", "3"]
+    outputs = [run(capsys, *argv, "--num-generation-workers", number) for number in ("1", "2", "5")]
+    for lines in outputs[1:]:
+        assert [line.split("\t")[0] for line in lines] == [line.split("\t")[0] for line in outputs[0]]
+        assert [line.split("\t")[-1] for line in lines if line[0] in "DTS"] == [
+            line.split("\t")[-1] for line in outputs[0] if line[0] in "DTS"
+        ]
+        for kind in "HP":
+            scores = [[float(score) for score in fields[0][0].split()] for fields in entries(lines, kind).values()]
+            others = [[float(s) for s in fields[0][0].split()] for fields in entries(outputs[0], kind).values()]
+            assert all(one == pytest.approx(other, abs=2e-4) for one, other in zip(scores, others, strict=True))
+    assert lines[-1] == outputs[0][-1]
+
+
+def test_workers_take_no_turns_at_one_stream_of_random_numbers(make_checkpoint, tiny_data, capsys):
+    with pytest.raises(ConfigError, match="--num-generation-workers 2"):
+        run(capsys, str(tiny_data), "--path", make_checkpoint(), "--retain-dropout", "--num-generation-workers", "2")
+
+
 def test_shards_share_the_sentences(make_checkpoint, tiny_data, capsys):
     shard = [str(tiny_data), "--path", make_checkpoint(), "--beam", "2", "--batch-size", "8", "--num-shards", "3"]
     ids = [set(entries(run(capsys, *shard, "--shard-id", str(k)), "H")) for k in range(3)]

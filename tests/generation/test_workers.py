@@ -106,4 +106,6 @@ def test_generators_of_two_batches_do_not_meet(make_dictionary, make_model, make
     for one, other in zip(run(1), run(3), strict=True):
         for hypotheses, expected in zip(one, other, strict=True):
             assert [h["tokens"].tolist() for h in hypotheses] == [h["tokens"].tolist() for h in expected]
-            assert [float(h["score"]) for h in hypotheses] == [float(h["score"]) for h in expected]
+            # Torch's own products round differently on several threads.
+            scores = [float(h["score"]) for h in expected]
+            assert [float(h["score"]) for h in hypotheses] == pytest.approx(scores, abs=1e-5)
