@@ -7,12 +7,12 @@ import triton.language as tl
 
 
 @triton.jit
-def random_tiles(seed, tiles, TILES: tl.constexpr):
-    """The 16-bit numbers of ``TILES`` tiles of the stream of ``seed``, each in order. int32 [TILES, 128].
+def random_halves(seed, first_tile, TILES: tl.constexpr):
+    """The 16-bit numbers of ``TILES`` tiles of the stream of ``seed`` from tile ``first_tile`` (int64) on, in order.
 
-    ``tiles``: their numbers, int64 [TILES].
+    int32 [TILES * 128].
     """
-    block = (tiles[:, None] * 16 + tl.arange(0, 16)[None, :]).reshape(TILES * 16)
+    block = first_tile * 16 + tl.arange(0, TILES * 16).to(tl.int64)
     low, high = (block & 0xFFFFFFFF).to(tl.uint32), (block >> 32).to(tl.uint32)
     zero = low * 0
     w0, w1, w2, w3 = tl.philox(seed, low, high, zero, zero)
@@ -20,16 +20,7 @@ def random_tiles(seed, tiles, TILES: tl.constexpr):
     words = tl.join(tl.join(w0, w2), tl.join(w1, w3)).reshape(TILES, 16, 4)
     words = tl.trans(words, 0, 2, 1)
     halves = tl.join(words & 0xFFFF, words >> 16)
-    return halves.reshape(TILES, 128).to(tl.int32)
-
-
-@triton.jit
-def random_halves(seed, first_tile, TILES: tl.constexpr):
-    """The 16-bit numbers of ``TILES`` tiles of the stream of ``seed`` from tile ``first_tile`` (int64) on, in order.
-
-    int32 [TILES * 128].
-    """
-    return random_tiles(seed, first_tile + tl.arange(0, TILES).to(tl.int64), TILES).reshape(TILES * 128)
+    return halves.reshape(TILES * 128).to(tl.int32)
 
 
 @triton.jit

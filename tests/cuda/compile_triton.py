@@ -15,7 +15,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pyseq.kernels import adam, attention, cross_entropy, grad_norm
+from pyseq.kernels import adam, cross_entropy, grad_norm
 
 CAPABILITIES = (80, 90, 100)
 
@@ -82,31 +82,8 @@ def adam_cases() -> Iterator[Case]:
         yield Case(name, adam._update_kernel, types, {**dtypes, **rest}, num_warps)
 
 
-def attention_cases() -> Iterator[Case]:
-    names = ("q", "k", "v", "out", "grad_out", "grad_q", "grad_k", "grad_v")
-    strides = ("q_token", "q_head", "k_token", "k_head", "v_token", "v_head", "g_token", "g_head", "grad_token")
-    types = dict.fromkeys((*strides, "heads", "dim", "blocks", "across", "limit"), "i32")
-    types |= {"scale": "fp32", "kept_scale": "fp32", "log_sums": "*fp32", "delta": "*fp32", "seed": "*i64"}
-    types |= {"query_offsets": "*i32", "key_offsets": "*i32"}
-    sizes = (
-        (tl.bfloat16, 64),
-        (tl.bfloat16, 128),
-        (tl.bfloat16, 256),
-        (tl.float16, 64),
-        (tl.float32, 64),
-        (tl.float32, 128),
-    )
-    for dtype, dim in sizes:
-        pointers = dict.fromkeys(names, f"*{dtype}")
-        for kernel in (attention._forward_kernel, attention._query_kernel, attention._key_kernel):
-            element_size = 4 if dtype == tl.float32 else 2
-            queries, keys, lanes, warps = attention.launch(dim, element_size, kernel is not attention._forward_kernel)
-            flags = {"QUERIES": queries, "KEYS": keys, "DIM": lanes, "PRODUCT": dtype, "CAUSAL": True, "DROP": True}
-            yield Case(f"{dtype}-{dim}", kernel, types | pointers, flags, warps)
-
-
 def main(folder: Path) -> None:
-    for case in (*cross_entropy_cases(), *grad_norm_cases(), *adam_cases(), *attention_cases()):
+    for case in (*cross_entropy_cases(), *grad_norm_cases(), *adam_cases()):
         names = case.kernel.arg_names
         signature = {argument: case.types.get(argument, "constexpr") for argument in names}
         constants = {argument: case.constants.get(argument) for argument in names if argument not in case.types}

@@ -13,14 +13,14 @@ from torch import Tensor
 from pyseq.ops import dispatch
 from pyseq.ops.attention.checks import check_cross, check_self
 from pyseq.ops.attention.definition import Options, Segments, reference
-from pyseq.ops.attention.kernels import KERNELS, LARGEST_TRITON_DIM, Inputs, check
+from pyseq.ops.attention.kernels import KERNELS, Inputs, check
 from pyseq.ops.attention.library import Attention
 from pyseq.ops.dropout import limit
 from pyseq.ops.random import draw_seed
 
 __all__ = ["Segments", "cross_attention", "self_attention"]
 
-dispatch.register_operation("attention", cpp=dispatch.KERNEL_DTYPES, triton=dispatch.KERNEL_DTYPES)
+dispatch.register_operation("attention", cpp=dispatch.KERNEL_DTYPES)
 
 
 def self_attention(
@@ -103,7 +103,7 @@ def _attention(
     if drops and seed is None:
         seed = draw_seed(packed.device)
     inputs = Inputs(packed, query, query_segments.offsets, key_segments.offsets, seed if drops else None)
-    if chosen == "torch" or (chosen == "triton" and packed.size(-1) > LARGEST_TRITON_DIM):
+    if chosen == "torch":
         if not torch.compiler.is_compiling():
             check(inputs, options)
         return reference(*inputs.heads(), *inputs[2:4], options, inputs.seed)

@@ -10,8 +10,6 @@ from torch import Tensor
 from pyseq.ops import dispatch
 from pyseq.ops.attention.checks import check_offsets
 from pyseq.ops.attention.definition import Options
-from pyseq.ops.dropout import limit
-from pyseq.ops.dropout import scale as dropout_scale
 
 
 class Inputs(NamedTuple):
@@ -123,39 +121,7 @@ class CppKernel(Kernel):
         )
 
 
-class TritonKernel(Kernel):
-    @staticmethod
-    def forward(inputs: Inputs, options: Options, out: Tensor, log_sums: Tensor) -> None:
-        from pyseq.kernels import attention as kernels
-
-        kernels.forward(*inputs.heads(), *_triton_options(inputs, options), out, log_sums)
-
-    @staticmethod
-    def backward(
-        grad_out: Tensor,
-        out: Tensor,
-        log_sums: Tensor,
-        inputs: Inputs,
-        options: Options,
-        grad_packed: Tensor,
-        grad_query: Tensor | None,
-    ) -> None:
-        from pyseq.kernels import attention as kernels
-
-        grads = split(grad_packed, grad_query)
-        kernels.backward(*inputs.heads(), out, grad_out, log_sums, *_triton_options(inputs, options), *grads)
-
-
-def _triton_options(inputs: Inputs, options: Options) -> tuple[Any, ...]:
-    from pyseq.kernels import attention as kernels
-
-    segments = kernels.Segments(inputs.query_offsets, inputs.key_offsets, options.longest_query, options.longest_key)
-    draws = kernels.Draws(inputs.seed, limit(options.p), dropout_scale(options.p))
-    return segments, options.causal, options.scale, draws
-
-
-KERNELS: dict[str, type[Kernel]] = {"cpp": CppKernel, "triton": TritonKernel}
-LARGEST_TRITON_DIM = 256  # of kernels/attention.py
+KERNELS: dict[str, type[Kernel]] = {"cpp": CppKernel}
 
 
 def readable(tensor: Tensor) -> Tensor:
