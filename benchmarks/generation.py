@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine
+from . import machine
 
 OPTIONS = shlex.split("--beam 5 --remove-bpe --max-tokens 4096 --cpu --no-progress-bar")
 SPEED = re.compile(r"Translated ([\d,]+) sentences .*\(([\d.]+) sentences/s")

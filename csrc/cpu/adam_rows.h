@@ -87,21 +87,31 @@ struct Rows {
     }
   }
 
-  static void update(const AdamRow& row, int64_t begin, int64_t end, const AdamStep& step,
+  // Row and step are copies: what is stored cannot change them, so they need not be read again for every vector.
+  static void update(const AdamRow& given_row, int64_t begin, int64_t end, const AdamStep& given_step,
                      const AdamOptions& options) {
+    const AdamRow row = given_row;
+    const AdamStep step = given_step;
+    const bool zero_grads = options.zero_grads;
+    int64_t i = begin;
+    if constexpr (!stochastic) {
+      for (; i + Vec::width <= end; i += Vec::width) {
+        vector_at(row, i, Vec::width, step, zero_grads, Bits{});
+      }
+      if (i < end) {
+        vector_at(row, i, static_cast<int>(end - i), step, zero_grads, Bits{});
+      }
+      return;
+    }
     const RandomStream stream{options.seed,
                               static_cast<uint64_t>(options.step) << 32 | static_cast<uint32_t>(row.key)};
-    int64_t i = begin;
     while (i < end) {
-      RandomTile tile{};
-      if constexpr (stochastic) {
-        tile = random_tile(stream, static_cast<uint64_t>(i) / random_tile_words);
-      }
+      const RandomTile tile = random_tile(stream, static_cast<uint64_t>(i) / random_tile_words);
       for (int k = 0; k < RandomTile::vectors && i < end; ++k, i += Vec::width) {
         if (end - i >= Vec::width) {
-          vector_at(row, i, Vec::width, step, options.zero_grads, tile.bits[k]);
+          vector_at(row, i, Vec::width, step, zero_grads, tile.bits[k]);
         } else {
-          vector_at(row, i, static_cast<int>(end - i), step, options.zero_grads, tile.bits[k]);
+          vector_at(row, i, static_cast<int>(end - i), step, zero_grads, tile.bits[k]);
         }
       }
     }

@@ -17,13 +17,7 @@
 #include <cmath>
 #include <cstdint>
 
-#if !defined(PYSEQ_RULE)
-#if defined(__CUDACC__)
-#define PYSEQ_RULE static __host__ __device__ inline
-#else
-#define PYSEQ_RULE static inline  // internal linkage: each instruction set compiles its own copy
-#endif
-#endif
+#include "math/rule.h"
 
 namespace pyseq {
 

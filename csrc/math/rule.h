@@ -4,5 +4,6 @@
 #if defined(__CUDACC__)
 #define PYSEQ_RULE static __host__ __device__ inline
 #else
-#define PYSEQ_RULE static inline  // internal linkage: each instruction set compiles its own copy
+// Internal linkage: each instruction set compiles its own copy. A call for every vector would hand vectors over in memory.
+#define PYSEQ_RULE static inline __attribute__((always_inline))
 #endif
