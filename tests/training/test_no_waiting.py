@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyseq.cli import train
 from pyseq.errors import TrainingError
+from pyseq.models.model import BaseModel
 from pyseq.training import trainer as trainer_module
 from pyseq.training.checkpoint_file import load_checkpoint_file, save_checkpoint_file
 from pyseq.training.trainer import reciprocal
@@ -70,7 +71,7 @@ def counted(found: collections.Counter[str], when: bool = True):
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
-    """Reading is taken to wait."""
+    """Reading is taken to wait, and padding is computed: to leave it out is to wait for the places of the tokens."""
 
     def waits(self, *args):
         init(self, *args)
@@ -78,6 +79,7 @@ def as_on_a_gpu(monkeypatch):
 
     init = trainer_module.Trainer.__init__
     monkeypatch.setattr(trainer_module.Trainer, "__init__", waits)
+    monkeypatch.setattr(BaseModel, "pack_sequences", False)
 
 
 def reads(train_argv, folder, log_interval, monkeypatch) -> collections.Counter[str]:
