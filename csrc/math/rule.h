@@ -1,4 +1,4 @@
-// How a scalar rule is declared, so that the C++ and the CUDA kernels share it.
+// How the functions of csrc/math are declared: for the host and, under nvcc, the device.
 #pragma once
 
 #if defined(__CUDACC__)
