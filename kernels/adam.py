@@ -41,9 +41,12 @@ class Launch(NamedTuple):
     num_warps: int
 
 
-def launch(least_bytes: int) -> Launch:
-    """Launch parameters where the smallest dtype has so many bytes: 16 bytes of it a thread. Nothing is timed."""
-    return Launch(1024, 4 if least_bytes < 4 else 8)
+def launch(least_bytes: int, aligned: bool) -> Launch:
+    """Launch parameters where the smallest dtype has so many bytes: 16 bytes of it a thread. Nothing is timed.
+
+    Where addresses are not aligned nothing is gained by eight elements a thread, which spill on sm_80.
+    """
+    return Launch(1024, 4 if least_bytes < 4 and aligned else 8)
 
 
 @triton.jit(
@@ -244,17 +247,17 @@ def _update_kernel(
 def update(table: Tensor, dtypes: Any, cache: dict[str, Any], rule: Any, scalars: Any) -> None:
     """One step. The arguments are those of Kernel.update in pyseq/ops/adam.py: a plan's table, dtypes and cache."""
     device = scalars.step.device
-    block, num_warps = launch(min(dtype.itemsize for dtype in dtypes if dtype is not None))
     with device_of(scalars.step):
         factors = torch.empty(FACTORS, dtype=torch.float32, device=device)
         _begin(factors, rule, scalars)
         if len(table) == 0:
             return
         if "triton" not in cache:
-            rows, chunks = with_chunks(table, ADDRESSES, block)
             aligned = is_aligned(table[:, : ADDRESSES + 1])
-            cache["triton"] = rows.to(device, non_blocking=True), chunks, aligned
-        rows, chunks, aligned = cache["triton"]
+            block, num_warps = launch(min(dtype.itemsize for dtype in dtypes if dtype is not None), aligned)
+            rows, chunks = with_chunks(table, ADDRESSES, block)
+            cache["triton"] = rows.to(device, non_blocking=True), chunks, aligned, block, num_warps
+        rows, chunks, aligned, block, num_warps = cache["triton"]
         _update_kernel[(chunks,)](
             rows,
             factors,

@@ -75,9 +75,10 @@ def adam_cases() -> Iterator[Case]:
         (tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.float32),
         (tl.float16, tl.float32, tl.float32, None),
     ):
-        block, num_warps = adam.launch(4 if param == tl.float32 else 2)
+        aligned = param != tl.float16
+        block, num_warps = adam.launch(4 if param == tl.float32 else 2, aligned)
         dtypes = {"PARAM": param, "GRAD": grad, "STATE": state, "EXTRA": extra}
-        rest = {"AMSGRAD": state == tl.bfloat16, "ZERO_GRADS": True, "ALIGNED": param != tl.float16, "BLOCK": block}
+        rest = {"AMSGRAD": state == tl.bfloat16, "ZERO_GRADS": True, "ALIGNED": aligned, "BLOCK": block}
         name = "-".join(str(dtype) for dtype in dtypes.values())
         yield Case(name, adam._update_kernel, types, {**dtypes, **rest}, num_warps)
 
