@@ -64,6 +64,81 @@ Grid grid_for(int64_t rows, int64_t cols, int64_t threads) {
   return best;
 }
 
+// What one thread computes: a part of the rows and columns, over the whole depth of `problem`.
+Gemm part_of(const Gemm& problem, const GemmKernel& kernel, const Grid& grid, int64_t i) {
+  const int64_t rows = ceil_div(problem.rows, kernel.tile_rows), cols = ceil_div(problem.cols, kernel.tile_cols);
+  const int64_t down = i / grid.across, across = i % grid.across;
+  const int64_t row = rows * down / grid.down * kernel.tile_rows;
+  const int64_t col = cols * across / grid.across * kernel.tile_cols;
+  Gemm part = problem;
+  part.rows = std::min(problem.rows, rows * (down + 1) / grid.down * kernel.tile_rows) - row;
+  part.cols = std::min(problem.cols, cols * (across + 1) / grid.across * kernel.tile_cols) - col;
+  part.a.data += row * part.a.row_stride;
+  part.b.data += col * part.b.col_stride;
+  part.c += row * part.c_stride + col;
+  part.bias = part.bias ? part.bias + col : nullptr;
+  part.a_sums = part.a_sums && col == 0 ? part.a_sums + row : nullptr;
+  return part;
+}
+
+// A small C of deep factors, as the gradient of a weight is: rows and columns are too few to be shared out without
+// copying one factor on every thread. So it becomes a sum of products, of a piece of the depth each. How many follows
+// from the sizes alone: the order of every sum is the same for all numbers of threads.
+constexpr int64_t most_pieces = 8;
+constexpr int64_t least_depth_of_piece = 768;
+constexpr int64_t most_elements_in_pieces = 40 * 1024;
+
+int64_t pieces_for(const Gemm& p) {
+  if (p.bias || p.relu || p.rows * p.cols > most_elements_in_pieces) {
+    return 1;
+  }
+  return std::clamp<int64_t>(p.depth / least_depth_of_piece, 1, most_pieces);
+}
+
+// The products of the pieces after the first, and the sums of the rows of A, one piece after the other.
+class Pieces {
+ public:
+  Pieces(const Gemm& p, int64_t count)
+      : whole(p), count(count), size(p.rows * (p.cols + 1)),
+        memory(count > 1 ? new float[static_cast<size_t>((count - 1) * size)] : nullptr) {}
+
+  Gemm operator[](int64_t i) const {
+    const int64_t k = whole.depth * i / count;
+    Gemm piece = whole;
+    piece.depth = whole.depth * (i + 1) / count - k;
+    piece.a.data += k * piece.a.col_stride;
+    piece.b.data += k * piece.b.row_stride;
+    if (i > 0) {
+      piece.c = product(i);
+      piece.c_stride = whole.cols;
+      piece.a_sums = whole.a_sums ? product(i) + whole.rows * whole.cols : nullptr;
+      piece.accumulate = false;
+    }
+    return piece;
+  }
+
+  // Row `row` of C, and the sum of that row of A.
+  void add_up(int64_t row) const {
+    float* c = whole.c + row * whole.c_stride;
+    for (int64_t i = 1; i < count; ++i) {
+      const float* other = product(i) + row * whole.cols;
+      for (int64_t j = 0; j < whole.cols; ++j) {
+        c[j] += other[j];
+      }
+      if (whole.a_sums) {
+        whole.a_sums[row] += product(i)[whole.rows * whole.cols + row];
+      }
+    }
+  }
+
+ private:
+  float* product(int64_t i) const { return memory.get() + (i - 1) * size; }
+
+  const Gemm& whole;
+  int64_t count, size;
+  std::unique_ptr<float[]> memory;
+};
+
 }  // namespace
 
 void gemm(const Gemm& problem, int threads) {
@@ -73,27 +148,26 @@ void gemm(const Gemm& problem, int threads) {
   const GemmKernel kernel = kernel_in_use();
   const int64_t rows = ceil_div(problem.rows, kernel.tile_rows), cols = ceil_div(problem.cols, kernel.tile_cols);
   const int64_t worth = problem.rows * problem.cols / 1024 * problem.depth / 1024;  // threads: 2 million operations each
-  const Grid grid = grid_for(rows, cols, std::clamp<int64_t>(worth, 1, std::max(threads, 1)));
+  const int64_t used = std::clamp<int64_t>(worth, 1, std::max(threads, 1));
+  const int64_t count = pieces_for(problem);
+  const Grid grid = grid_for(rows, cols, std::max<int64_t>(1, used / count));
   const int64_t parts = grid.down * grid.across;
-#pragma omp parallel for num_threads(static_cast<int>(parts)) schedule(static)
-  for (int64_t i = 0; i < parts; ++i) {
-    const int64_t down = i / grid.across, across = i % grid.across;
-    const int64_t row = rows * down / grid.down * kernel.tile_rows;
-    const int64_t col = cols * across / grid.across * kernel.tile_cols;
-    const int64_t row_end = std::min(problem.rows, rows * (down + 1) / grid.down * kernel.tile_rows);
-    const int64_t col_end = std::min(problem.cols, cols * (across + 1) / grid.across * kernel.tile_cols);
-    if (row >= row_end || col >= col_end) {
-      continue;
+  const Pieces pieces(problem, count);
+#pragma omp parallel num_threads(static_cast<int>(std::min(used, count * parts)))
+  {
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < count * parts; ++i) {
+      const Gemm part = part_of(pieces[i / parts], kernel, grid, i % parts);
+      if (part.rows > 0 && part.cols > 0) {
+        kernel.multiply(part, scratch_of(kernel.scratch));
+      }
     }
-    Gemm part = problem;
-    part.rows = row_end - row;
-    part.cols = col_end - col;
-    part.a.data += row * part.a.row_stride;
-    part.b.data += col * part.b.col_stride;
-    part.c += row * part.c_stride + col;
-    part.bias = part.bias ? part.bias + col : nullptr;
-    part.a_sums = part.a_sums && col == 0 ? part.a_sums + row : nullptr;
-    kernel.multiply(part, scratch_of(kernel.scratch));
+    if (count > 1) {
+#pragma omp for schedule(static)
+      for (int64_t row = 0; row < problem.rows; ++row) {
+        pieces.add_up(row);
+      }
+    }
   }
 }
 

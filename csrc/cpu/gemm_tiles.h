@@ -19,10 +19,11 @@ static constexpr int tile_vectors = 2;
 static constexpr int tile_rows = Vec::width == 16 ? 12 : 6;
 static constexpr int tile_cols = tile_vectors * Vec::width;
 
-static constexpr int64_t block_depth = 256;         // B for a tile fills half of a first-level cache of 32 KiB
 static constexpr int64_t longest_chain = 192;       // of fused multiply-adds: the longer, the less exact
-static constexpr int64_t block_of_a = 32 * 1024;    // floats, in the second-level cache
+static constexpr int64_t block_depth = 2 * longest_chain;
+static constexpr int64_t block_of_a = 32 * 1024;    // floats: A and B lie in a second-level cache of 512 KiB
 static constexpr int64_t block_of_b = 64 * 1024;
+static constexpr int64_t small_block_of_b = 32 * 1024;
 static constexpr int64_t most_rows_of_a = 1024;     // in a block
 
 struct Tile {
@@ -38,8 +39,9 @@ struct Tile {
   bool relu;
 };
 
+// Not inlined: among other code GCC leaves sums in memory.
 template <int Rows, int Vectors>
-static void multiply_tile(const Tile& t) {
+__attribute__((noinline)) static void multiply_tile(const Tile& t) {
   const float* a[Rows];
   Vec sums[Rows][Vectors];
 #pragma GCC unroll 16
@@ -188,7 +190,7 @@ static void pack_panel(const Lines& lines, int64_t depth, float* out) {
 // All lines, one panel after the other.
 template <int Width>
 static void pack(const Lines& lines, int64_t depth, float* out) {
-  constexpr int64_t steps = 16;  // few enough that what is read of them stays in the first-level cache for all panels
+  constexpr int64_t steps = 8;  // few enough that what is read of them stays in the first-level cache for all panels
   if (are_neighbours<Width>(lines)) {
     for (int64_t k = 0; k < depth; k += steps) {
       const int64_t end = std::min(depth, k + steps);
@@ -213,6 +215,38 @@ static const float* at(const StridedMatrix& m, int64_t row, int64_t col) {
   return m.data + row * m.row_stride + col * m.col_stride;
 }
 
+// Memory that the next block is copied from, fetched a few lines at a time while this one is multiplied.
+struct Ahead {
+  const float* from = nullptr;
+  int64_t count = 0, stride = 0;  // of runs of neighbours
+  int64_t length = 0;             // of a run
+  int64_t run = 0, place = 0;
+
+  void fetch(int64_t lines) {
+    for (; lines > 0 && run < count; --lines) {
+      __builtin_prefetch(from + run * stride + place, 0, 2);
+      place += 16;
+      if (place >= length) {
+        place = 0;
+        ++run;
+      }
+    }
+  }
+  int64_t lines() const { return count * ((length + 15) / 16); }
+};
+
+// Lines a multiple of a page apart share few sets of a cache: they drive each other out.
+static bool share_sets(int64_t stride) { return stride % 1024 == 0; }
+
+// [rows x cols] of a matrix from an element on; nothing where that would not stay in the cache, or has no runs.
+static Ahead ahead(const StridedMatrix& m, int64_t row, int64_t rows, int64_t col, int64_t cols) {
+  if (m.col_stride == 1 && !share_sets(m.row_stride)) {
+    return {at(m, row, col), rows, m.row_stride, cols};
+  }
+  const bool columns = m.row_stride == 1 && !share_sets(m.col_stride);
+  return columns ? Ahead{at(m, row, col), cols, m.col_stride, rows} : Ahead{};
+}
+
 // A block of A [rows x depth] and where it lies in C; packed, or as it is.
 struct BlockOfA {
   int64_t begin, rows;
@@ -230,48 +264,51 @@ struct BlockOfA {
     step = tile_rows;
     panel = panel_floats<tile_rows>(depth);
   }
+};
 
-  // The next rows, while these are multiplied.
-  void prefetch_after(int64_t r, int64_t depth) const {
-    const float* next = data + (r / tile_rows + 1) * panel;
-    for (int64_t i = 0; i < tile_rows; ++i) {
-      for (int64_t k = 0; k < depth; k += 16) {
-        __builtin_prefetch(next + i * row + k);
-      }
+// Of the vectors of some steps of a panel.
+static Vec sum_of(const float* from, int64_t steps) {
+  Vec parts[4] = {Vec(0.0f), Vec(0.0f), Vec(0.0f), Vec(0.0f)};
+  int64_t k = 0;
+  for (; k + 4 <= steps; k += 4) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      parts[i] = parts[i] + load(from + (k + i) * tile_rows);
     }
   }
-};
+  for (; k < steps; ++k) {
+    parts[0] = parts[0] + load(from + k * tile_rows);
+  }
+  return (parts[0] + parts[1]) + (parts[2] + parts[3]);
+}
 
 // The sums of the rows of a packed block.
 static void sum_rows(const BlockOfA& a, int64_t depth, bool add, float* sums) {
+  constexpr int64_t chain = 32;  // steps that are summed in fp32
   for (int64_t r = 0; r < a.rows; r += tile_rows) {
     for (int v = 0; v < vectors_of<tile_rows>; ++v) {
       const float* from = a.data + r / tile_rows * a.panel + v * Vec::width;
-      Vec parts[4] = {Vec(0.0f), Vec(0.0f), Vec(0.0f), Vec(0.0f)};
-      int64_t k = 0;
-      for (; k + 4 <= depth; k += 4) {
-        for (int i = 0; i < 4; ++i) {
-          parts[i] = parts[i] + load(from + (k + i) * tile_rows);
+      double total[Vec::width] = {};
+      float lanes[Vec::width];
+      for (int64_t k = 0; k < depth; k += chain) {
+        store(lanes, sum_of(from + k * tile_rows, std::min(chain, depth - k)));
+        for (int i = 0; i < Vec::width; ++i) {
+          total[i] += lanes[i];
         }
       }
-      for (; k < depth; ++k) {
-        parts[0] = parts[0] + load(from + k * tile_rows);
-      }
-      float lanes[Vec::width];
-      store(lanes, (parts[0] + parts[1]) + (parts[2] + parts[3]));
       const int64_t first = r + v * Vec::width, last = std::min(a.rows, std::min(r + tile_rows, first + Vec::width));
       for (int64_t row = first; row < last; ++row) {
         float* sum = sums + a.begin + row;
-        *sum = lanes[row - first] + (add ? *sum : 0.0f);
+        *sum = static_cast<float>(total[row - first] + (add ? *sum : 0.0f));
       }
     }
   }
 }
 
-// Rows of A are copied where steps along them are no neighbours, and where rows would share the sets of a cache: those
-// that are a multiple of a page apart. Their sums are taken from the copy.
-static bool packs_a(const Gemm& p) {
-  const bool scattered = p.a.col_stride != 1 || (p.a.row_stride % 1024 == 0 && p.depth > 64);
+// Rows of A are copied where steps along them are no neighbours, and where they would share the sets of a cache. Their sums
+// are taken from the copy.
+static bool needs_packing(const Gemm& p) {
+  const bool scattered = p.a.col_stride != 1 || (share_sets(p.a.row_stride) && p.depth > 64);
   return p.a_sums || (scattered && p.cols > 2 * tile_cols);
 }
 
@@ -286,31 +323,67 @@ struct Depth {
         longest(std::max<int64_t>(1, (depth + blocks - 1) / blocks)),
         halves(longest > longest_chain ? 2 : 1) {}
 
-  int64_t begin(int64_t block) const { return total * block / blocks; }
+  int64_t begin(int64_t block) const { return total * std::min(block, blocks) / blocks; }
 };
 
-// C of a block of A and one of B, packed: columns [col, col + cols) of C, block `block` of the depth.
-static void multiply_blocks(const Gemm& p, const Depth& whole, int64_t block, const BlockOfA& a, bool is_packed,
-                            const float* b, int64_t col, int64_t cols) {
-  const int64_t depth = whole.begin(block + 1) - whole.begin(block);
+// How a product is cut into blocks.
+struct Plan {
+  Depth depth;
+  bool packs_a;
+  int64_t rows, cols;  // of a block, at most
+
+  explicit Plan(const Gemm& p) : depth(p.depth), packs_a(needs_packing(p)) {
+    rows = std::min(block_of_a / depth.longest, most_rows_of_a) / tile_rows * tile_rows;
+    // With one block of rows nothing is gained by large blocks of B: while a small one is multiplied, the next is fetched.
+    cols = (p.rows <= rows ? small_block_of_b : block_of_b) / depth.longest / tile_cols * tile_cols;
+  }
+};
+
+struct Block {
+  int64_t row, col, part;  // `part` of the depth
+};
+
+// What will be copied after a block.
+static Ahead after(const Gemm& p, const Plan& plan, Block at) {
+  const int64_t k = plan.depth.begin(at.part), depth = plan.depth.begin(at.part + 1) - k;
+  const int64_t next_depth = plan.depth.begin(at.part + 2) - plan.depth.begin(at.part + 1);
+  const int64_t row = at.row + plan.rows, col = at.col + plan.cols;
+  const int64_t cols = std::min(plan.cols, p.cols - at.col);
+  if (p.rows <= plan.rows) {
+    if (at.part + 1 < plan.depth.blocks) {
+      return ahead(p.b, k + depth, next_depth, at.col, cols);
+    }
+    return col < p.cols ? ahead(p.b, 0, plan.depth.begin(1), col, std::min(plan.cols, p.cols - col)) : Ahead{};
+  }
+  if (row < p.rows) {
+    return ahead(p.a, row, std::min(plan.rows, p.rows - row), k, depth);
+  }
+  return at.part + 1 < plan.depth.blocks ? ahead(p.a, 0, plan.rows, k + depth, next_depth) : Ahead{};
+}
+
+// C of a block of A and one of B, packed.
+static void multiply_blocks(const Gemm& p, const Plan& plan, Block at, const BlockOfA& a, const float* b) {
+  const int64_t depth = plan.depth.begin(at.part + 1) - plan.depth.begin(at.part);
+  const int64_t cols = std::min(plan.cols, p.cols - at.col), halves = plan.depth.halves;
+  const int64_t tiles = (cols + tile_cols - 1) / tile_cols * ((a.rows + tile_rows - 1) / tile_rows);
+  Ahead next = after(p, plan, at);
+  const int64_t lines = next.lines() / tiles + 1;
   for (int64_t c = 0; c < cols; c += tile_cols) {
     for (int64_t r = 0; r < a.rows; r += tile_rows) {
-      if (c == 0 && !is_packed && a.step == 1) {
-        a.prefetch_after(r, depth);
-      }
-      for (int64_t half = 0; half < whole.halves; ++half) {
-        const int64_t k = depth * half / whole.halves;
-        const bool last = block == whole.blocks - 1 && half == whole.halves - 1;
-        multiply_some_rows<tile_rows>({depth * (half + 1) / whole.halves - k,
+      next.fetch(lines);
+      for (int64_t half = 0; half < halves; ++half) {
+        const int64_t k = depth * half / halves;
+        const bool last = at.part == plan.depth.blocks - 1 && half == halves - 1;
+        multiply_some_rows<tile_rows>({depth * (half + 1) / halves - k,
                                        a.data + r / tile_rows * a.panel + k * a.step,
                                        a.row,
                                        a.step,
                                        b + c * depth + k * tile_cols,
-                                       p.c + (a.begin + r) * p.c_stride + col + c,
+                                       p.c + (at.row + r) * p.c_stride + at.col + c,
                                        p.c_stride,
                                        static_cast<int>(std::min<int64_t>(tile_cols, cols - c)),
-                                       p.accumulate || block > 0 || half > 0,
-                                       p.bias && last ? p.bias + col + c : nullptr,
+                                       p.accumulate || at.part > 0 || half > 0,
+                                       p.bias && last ? p.bias + at.col + c : nullptr,
                                        p.relu && last},
                                       static_cast<int>(std::min<int64_t>(tile_rows, a.rows - r)));
       }
@@ -321,24 +394,21 @@ static void multiply_blocks(const Gemm& p, const Depth& whole, int64_t block, co
 static void multiply(const Gemm& p, float* scratch) {
   float* packed_b = scratch;
   float* packed_a = scratch + block_of_b;
-  const Depth whole(p.depth);
-  const bool packs = packs_a(p);
-  const int64_t most_cols = block_of_b / whole.longest / tile_cols * tile_cols;
-  const int64_t most_rows = std::min(block_of_a / whole.longest, most_rows_of_a) / tile_rows * tile_rows;
-  for (int64_t col = 0; col < p.cols; col += most_cols) {
-    const int64_t cols = std::min(most_cols, p.cols - col);
-    for (int64_t block = 0; block < whole.blocks; ++block) {
-      const int64_t k = whole.begin(block), depth = whole.begin(block + 1) - k;
-      pack<tile_cols>({at(p.b, k, col), p.b.col_stride, p.b.row_stride, cols, p.cols - col}, depth, packed_b);
-      for (int64_t row = 0; row < p.rows; row += most_rows) {
-        BlockOfA a(p.a, row, std::min(most_rows, p.rows - row), k);
-        if (packs) {
+  const Plan plan(p);
+  for (int64_t col = 0; col < p.cols; col += plan.cols) {
+    for (int64_t part = 0; part < plan.depth.blocks; ++part) {
+      const int64_t k = plan.depth.begin(part), depth = plan.depth.begin(part + 1) - k;
+      pack<tile_cols>({at(p.b, k, col), p.b.col_stride, p.b.row_stride, std::min(plan.cols, p.cols - col), p.cols - col},
+                      depth, packed_b);
+      for (int64_t row = 0; row < p.rows; row += plan.rows) {
+        BlockOfA a(p.a, row, std::min(plan.rows, p.rows - row), k);
+        if (plan.packs_a) {
           a.pack_into(packed_a, depth, p.rows - row);
           if (p.a_sums && col == 0) {
-            sum_rows(a, depth, p.accumulate || block > 0, p.a_sums);
+            sum_rows(a, depth, p.accumulate || part > 0, p.a_sums);
           }
         }
-        multiply_blocks(p, whole, block, a, packs, packed_b, col, cols);
+        multiply_blocks(p, plan, {row, col, part}, a, packed_b);
       }
     }
   }
