@@ -139,6 +139,31 @@ def seconds_at_most(case: str, text: str, most: float, ours: str) -> Target:
     return Target("cpu", case, text, lambda c: summary.spread(_ours(c, ours)["seconds"]).median, at_most=most)
 
 
+def part_at_most(case: str, text: str, part: str, most: float, ours: str) -> Target:
+    """Seconds of a part of a run."""
+
+    def measure(found: dict[str, Any]) -> float:
+        value = summary.median_of(_ours(found, ours), f"{summary.PART}{part}")
+        if value is None:
+            raise KeyError(part)
+        return value
+
+    return Target("cpu", case, text, measure, at_most=most)
+
+
+def bytes_of_growth(case: str, text: str, most: float, less: str, more: str) -> Target:
+    """Bytes of a process for each further unit of the scale, from one side to another."""
+
+    def measure(found: dict[str, Any]) -> float:
+        small, large = summary.side(found, less), summary.side(found, more)
+        bytes_small, bytes_large = (summary.median_of(one, "resident_bytes") for one in (small, large))
+        if bytes_small is None or bytes_large is None:
+            raise KeyError("no memory measured")
+        return (bytes_large - bytes_small) / float(large["scale"] - small["scale"])
+
+    return Target("cpu", case, text, measure, at_most=most)
+
+
 def peak_of_process(device: str, case: str, of: str, most: float) -> Target:
     """Our process's peak memory over that of another side's."""
 
@@ -180,6 +205,7 @@ LOOP, LOOP_TUNED, FAIRSEQ, FAIRSEQ_TUNED = (
     "lean torch loop", "lean torch loop, malloc tuned", "fairseq", "fairseq, malloc tuned"
 )  # fmt: skip
 ALL_OFF = "pyseq, every fused path off"
+TEN_MILLION = "10,000,000 pairs"
 WHOLE_RUNS = [
     *as_fast_as_fairseq("train/tiny-multi30k", LOOP, 1.8, FAIRSEQ),
     *as_fast_as_fairseq("train/tiny-multi30k", LOOP_TUNED, 1.35, FAIRSEQ_TUNED),
@@ -198,6 +224,15 @@ WHOLE_RUNS = [
         "preprocess/multi30k", "one worker: at most 1.8 s (fairseq, elsewhere: 9.0 s)", 1.8, "pyseq, 1 worker"
     ),
     faster("cpu", "startup/first-update", FAIRSEQ, 2.0),
+    within("cpu", "growth/sentences", "pyseq, 10,000 pairs", 1.05, f"pyseq, {TEN_MILLION}"),
+    part_at_most("growth/sentences", f"{TEN_MILLION} opened in at most 10 s", "opening", 10.0, f"pyseq, {TEN_MILLION}"),
+    bytes_of_growth(
+        "growth/sentences",
+        "at most 32 bytes of memory for a further pair",
+        32.0,
+        "pyseq, 10,000 pairs",
+        f"pyseq, {TEN_MILLION}",
+    ),
     faster("cuda", "train/big-invented-bf16", f"{ALL_OFF}, bf16", 2.5),
     share_of_matrix_rate("cuda", "train/big-invented-bf16", 0.5),
     share_of_matrix_rate("cuda", "train/gpt2-medium-bf16", 0.55),
