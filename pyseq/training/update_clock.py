@@ -59,7 +59,8 @@ class UpdateClock:
         self._parts = dict.fromkeys(PARTS, 0.0)
         self._tokens = 0
         self._waited: tuple[Any, float] = (None, 0.0)  # for an epoch's data, until the update began
-        self._began = self._ended = time.perf_counter()
+        self._began = time.perf_counter()
+        self._ended: float | None = None  # of an update whose AFTERWARDS is not known yet
 
     @contextmanager
     def running(self) -> Iterator[UpdateClock]:
@@ -84,16 +85,17 @@ class UpdateClock:
         """Logging, validation and saving are done; next comes the wait for data."""
         self._began = time.perf_counter()
         self._waited = epoch.updates, epoch.updates.wait_seconds
-        if self.updates:
+        if self._ended is not None:
             self.updates[-1][AFTERWARDS] = self._began - self._ended
+            self._ended = None
 
     def end_update(self, epoch: Epoch) -> None:
         """The update is done; what follows is logging."""
-        self._ended = time.perf_counter()
+        self._ended = ended = time.perf_counter()
         parts, self._parts = self._parts, dict.fromkeys(PARTS, 0.0)
         parts["criterion"] -= parts["forward"] + parts["backward"]
         data, before = self._waited
         parts["data wait"] = epoch.updates.wait_seconds - (before if data is epoch.updates else 0.0)
-        seconds = self._ended - self._began
+        seconds = ended - self._began
         other = seconds - sum(parts.values())
         self.updates.append({**parts, "other": other, AFTERWARDS: 0.0, "seconds": seconds, "tokens": self._tokens})
