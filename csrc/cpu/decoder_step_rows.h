@@ -22,16 +22,17 @@ static inline int64_t padded(int64_t columns) { return (columns + panel_width - 
 // What a thread needs beside its rows.
 class DecoderBlock {
  public:
-  DecoderBlock(const Decoder& decoder, const DecoderCache& cache)
+  DecoderBlock(const Decoder& decoder, const DecoderCache& cache, int64_t most_rows)
       : decoder_(decoder),
         cache_(cache),
+        most_rows_(most_rows),
         dim_(decoder.dim),
         width_(padded(std::max(3 * decoder.dim, decoder.inner))),
-        wide_(static_cast<size_t>(step_block_rows * width_)),
-        narrow_(static_cast<size_t>(step_block_rows * padded(dim_))),
-        attended_(static_cast<size_t>(step_block_rows * dim_)),
-        normed_(static_cast<size_t>(step_block_rows * dim_)),
-        statistics_(static_cast<size_t>(2 * step_block_rows)),
+        wide_(static_cast<size_t>(most_rows * width_)),
+        narrow_(static_cast<size_t>(most_rows * padded(dim_))),
+        attended_(static_cast<size_t>(most_rows * dim_)),
+        normed_(static_cast<size_t>(most_rows * dim_)),
+        statistics_(static_cast<size_t>(2 * most_rows)),
         work_(static_cast<size_t>(dim_)) {
     reserve(cache.positions);
   }
@@ -125,7 +126,7 @@ class DecoderBlock {
     const LayerNormRows shape{DType::f32, rows_, dim_, norm.weight, norm.bias, dropout_of(0.0, 0)};
     float* mean = statistics_.data();
     layer_norm_kernels(DType::f32)
-        .forward(shape, {x, nullptr, decoder_.eps, y, nullptr, mean, mean + step_block_rows}, 0, rows_, work_.data());
+        .forward(shape, {x, nullptr, decoder_.eps, y, nullptr, mean, mean + most_rows_}, 0, rows_, work_.data());
   }
 
   void multiply(const float* x, const PackedLinear& weights, float* y, int64_t stride) {
@@ -153,15 +154,14 @@ class DecoderBlock {
 
   const Decoder& decoder_;
   const DecoderCache& cache_;
-  const int64_t dim_;
-  const int64_t width_;
+  const int64_t most_rows_, dim_, width_;
   std::vector<float> wide_, narrow_, attended_, normed_, statistics_, work_, scores_;
   std::vector<const float*> keys_;
   int64_t begin_ = 0, rows_ = 0;
 };
 
 static void run_rows(const Decoder& decoder, const DecoderCache& cache, float* x, int64_t begin, int64_t end) {
-  DecoderBlock block(decoder, cache);
+  DecoderBlock block(decoder, cache, std::min(step_block_rows, end - begin));
   for (int64_t row = begin; row < end; row += step_block_rows) {
     block.run(x + row * decoder.dim, row, std::min(end, row + step_block_rows));
   }

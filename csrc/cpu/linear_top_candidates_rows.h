@@ -111,11 +111,12 @@ static void add_block(const Candidates& job, int64_t row, int64_t first, int64_t
 }
 
 static void find_candidates(const Candidates& job, int64_t begin, int64_t end) {
-  std::vector<float> logits(static_cast<size_t>(block_rows * block_columns));
-  std::vector<RowSum> sums(static_cast<size_t>(block_rows));
+  const int64_t most_rows = std::min(block_rows, end - begin);
+  std::vector<float> logits(static_cast<size_t>(most_rows * block_columns));
+  std::vector<RowSum> sums(static_cast<size_t>(most_rows));
   const int64_t panels = job.weights.panel_count();
-  for (int64_t top = begin; top < end; top += block_rows) {
-    const int64_t rows = std::min(block_rows, end - top);
+  for (int64_t top = begin; top < end; top += most_rows) {
+    const int64_t rows = std::min(most_rows, end - top);
     std::fill(sums.begin(), sums.end(), RowSum());
     for (int64_t row = top; row < top + rows; ++row) {
       Best{job.values + row * job.count, job.columns + row * job.count, job.count}.clear(job.filler);

@@ -122,6 +122,8 @@ class Ended:
             totals: B x N, their cumulative log-probabilities.
             score: B x N, what hypotheses are compared by.
         """
+        if ends.device.type == "cpu" and not ends.any():
+            return  # at most steps nothing ends, and here it can be asked without waiting
         length = beams.tokens.size(1)
         rank = self.count[beams.sentence].unsqueeze(1) + ends.cumsum(1) - 1
         kept = ends & (rank < self.beam)
