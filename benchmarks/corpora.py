@@ -1,7 +1,4 @@
-"""Binarised corpora for cases: prepared once by pyseq's own commands, and kept in the work folder.
-
-python -m benchmarks.corpora iwslt-model    trains the model that generate/iwslt needs
-"""
+"""Binarised corpora for cases: prepared once by pyseq's own commands, and kept in the work folder."""
 
 from __future__ import annotations
 
@@ -12,7 +9,6 @@ import gzip
 import io
 import random
 import shutil
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -20,12 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from . import processes, recipes, settings
+from . import processes, settings
 from .harness import Unavailable
 from .machine import work_folder
 
 MERGES, HELD_OUT = 10_000, 1_000  # of Tatoeba: BPE merges; English sentences in valid and as many in test
-IWSLT_MODEL_UPDATES = 400
 
 
 def kept(name: str, make: Callable[[Path], None]) -> Path:
@@ -182,28 +177,6 @@ def wikitext2() -> Path:
     return kept("wikitext-2", make) / "data-bin"
 
 
-def iwslt_model() -> Path:
-    """A checkpoint of transformer_iwslt_de_en on Tatoeba, trained far enough for sentences to end where they should."""
-    path = work_folder() / "data" / "iwslt-model" / "checkpoint_last.pt"
-    if not path.is_file():
-        raise Unavailable(f"no model: python -m {processes.PACKAGE}.corpora iwslt-model trains one")
-    return path
-
-
-def train_iwslt_model() -> None:
-    data = tatoeba()
-
-    def make(folder: Path) -> None:
-        limits = ["--max-update", str(IWSLT_MODEL_UPDATES), "--warmup-updates", "200", "--no-epoch-checkpoints"]
-        processes.execute(
-            [*processes.pyseq_command("train"), data, *recipes.IWSLT, "--save-dir", folder, *limits,
-             "--seed", "1", "--disable-validation", "--no-save-optimizer-state"],
-            time_limit=4 * 3600,
-        )  # fmt: skip
-
-    kept("iwslt-model", make)
-
-
 def untrained(recipe: Sequence[str], data: Path) -> Path:
     """A checkpoint of a recipe's model as it is before training (one update with a learning rate of 0)."""
     folder = new_scratch_folder()
@@ -260,12 +233,3 @@ def _write(folder: Path, name: str, dictionary: str, lengths: np.ndarray, draw: 
     with MMapDatasetBuilder(folder / f"{name}.bin", dtype=np.uint16) as builder:
         builder.add_items(tokens, lengths.astype(np.int32))
         builder.finalize(folder / f"{name}.idx")
-
-
-if __name__ == "__main__":
-    if sys.argv[1:] != ["iwslt-model"]:
-        sys.exit(__doc__)
-    try:
-        train_iwslt_model()
-    except (Unavailable, processes.CommandFailed) as failure:
-        sys.exit(f"error: {failure}")

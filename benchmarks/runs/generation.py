@@ -56,7 +56,7 @@ def tiny() -> tuple[Path, Path]:
 
 
 def iwslt() -> tuple[Path, Path]:
-    return corpora.tatoeba(), corpora.iwslt_model()
+    return corpora.tatoeba(), corpora.untrained(recipes.IWSLT, corpora.tatoeba())
 
 
 def big() -> tuple[Path, Path]:
@@ -107,6 +107,6 @@ def need_reference(inputs: Inputs) -> Inputs:
 CUT = ("--max-len-a", "1", "--max-len-b", "10")
 CASES = [
     Case("generate/tiny", case(need_reference(tiny), recorded), ("cpu",)),
-    Case("generate/iwslt", case(iwslt), ("cpu",)),
+    Case("generate/iwslt", case(iwslt, options=(*OPTIONS, *CUT)), ("cpu",)),
     Case("generate/big-bf16", case(big, options=(*OPTIONS, *CUT, "--bf16")), ("cuda",)),
 ]
