@@ -17,7 +17,7 @@ from ..harness import Case, Outcome, Sample, Side, Unavailable, Work
 from ..recipes import ALL_OFF, DEFAULT
 
 BOUND = 1e-2  # one sentence in ten thousand tokens may end elsewhere; scores that agree are within 1e-6
-TURNS = 5
+TURNS = 3
 OPTIONS = ("--beam", "5", "--remove-bpe", "--max-tokens", "4096", "--gen-subset", "test")
 Inputs = Callable[[], tuple[Path, Path]]  # data folder, checkpoint
 

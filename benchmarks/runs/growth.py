@@ -21,7 +21,7 @@ VOCABULARY, EOS = 8000, 2
 PIECE = 1_000_000  # sentences written at a time
 MEDIAN_LENGTH, SPREAD, LONGEST = 16, 0.5, 250
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
-TURNS = 5
+TURNS = 2
 UPDATES, WARM_UP = 150, 10
 MODEL = shlex.split(
     "--source-lang en --target-lang de --arch transformer_tiny --encoder-layers 1 --decoder-layers 1 "

@@ -17,7 +17,7 @@ FIRST_UPDATE = re.compile(r"\btrain_inner\b.*\bnum_updates\b\W+1\b")
 
 
 def help_text(device: torch.device, quick: bool) -> Work:
-    work = Work({"command": "pyseq-train --help"}, [], 0.0, cold=False, turns=1 if quick else 10, warm_up=not quick)
+    work = Work({"command": "pyseq-train --help"}, [], 0.0, cold=False, turns=1 if quick else 5, warm_up=not quick)
     work.sides.append(processes.timed_command("pyseq", lambda _: [*processes.pyseq_command("train"), "--help"]))
     work.sides.append(processes.timed_command("import torch", lambda _: [sys.executable, "-c", "import torch"]))
     work.sides.append(processes.timed_command("Python alone", lambda _: [sys.executable, "-c", "pass"]))
@@ -48,7 +48,7 @@ def first_update(device: torch.device, quick: bool) -> Work:
     log = ["--log-format", "json", "--log-interval", "1", "--no-save", "--disable-validation", "--seed", "1"]
     arguments: list[str | Path] = [data, *recipes.TINY, *small, *log, "--cpu", "--max-update", "1"]
     config = {"options": " ".join(map(str, arguments[1:]))}
-    work = Work(config, [], 0.0, cold=False, turns=1 if quick else 10, warm_up=not quick)
+    work = Work(config, [], 0.0, cold=False, turns=1 if quick else 5, warm_up=not quick)
     command = [*processes.pyseq_command("train"), *arguments]
     for variant in (DEFAULT, ALL_OFF):
         env = processes.environment(variant.environment)

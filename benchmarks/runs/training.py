@@ -23,7 +23,7 @@ LOSS_BOUND, LOSS_BOUND_BF16 = 1e-3, 3e-2
 LOOP, LOOP_TUNED = "lean torch loop", "lean torch loop, malloc tuned"
 LOOP_BF16, LOOP_TUNED_BF16 = f"{LOOP}, autocast", f"{LOOP_TUNED}, autocast"
 FAIRSEQ, FAIRSEQ_TUNED = "fairseq", "fairseq, malloc tuned"
-TURNS = 5
+TURNS = 2
 QUICK_UPDATES, QUICK_WARM_UP = 3, 1
 
 
