@@ -46,7 +46,7 @@ def side(name: str, command: list[str], text: Path, workers: int, env: Mapping[s
 def build(device: torch.device, quick: bool) -> Work:
     text = corpora.tiny_text() if quick else text_of_reference(corpora.new_scratch_folder())
     lines = len((text / "train.en").read_text(encoding="utf-8").splitlines())
-    work = Work({"sentences": lines}, [], bound=0.0, cold=False, turns=1 if quick else None, warm_up=False)
+    work = Work({"sentences": lines}, [], bound=0.0, cold=False, turns=1 if quick else 5, warm_up=False)
     if not quick:
         data = contents(corpora.multi30k())
         work.expected = "fairseq's files", {name: data[name] for name in data if not name.startswith("preprocess")}
