@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import ctranslate2_child, ctranslate2_model, lean_child, recipes
+from benchmarks import ctranslate2_child, ctranslate2_model, lean_child, machine, recipes
 from benchmarks.harness import Unavailable
+from benchmarks.runs import generation
 
 installed = pytest.mark.skipif(importlib.util.find_spec("ctranslate2") is None, reason="ctranslate2 is not installed")
 PRE_NORM = ("--encoder-normalize-before", "--decoder-normalize-before")
@@ -72,3 +73,15 @@ def test_what_it_has_no_place_for_is_told(joined_data: Path) -> None:
     _, model = build(joined_data, "--scale-attn", "--no-token-positional-embeddings")
     with pytest.raises(Unavailable, match="no no_token_positional_embeddings, no scale_attn"):
         ctranslate2_model.check(model)
+
+
+def test_where_it_cannot_run_the_side_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(Unavailable, match="ctranslate2"):
+        generation.ctranslate2("CTranslate2, fp32", "float32", [], 0.1)
+    monkeypatch.undo()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(machine, "cpu_flags", lambda: {"avx2"})
+    with pytest.raises(Unavailable, match="VNNI"):
+        generation.ctranslate2("CTranslate2, int8", "int8", [], 0.1)
+    assert generation.ctranslate2("CTranslate2, fp32", "float32", [], 0.1).name == "CTranslate2, fp32"
