@@ -14,7 +14,9 @@ import torch
 from .harness import Side, Unavailable
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "triton", "numpy", "liger-kernel", "flash-attn", "quack-kernels", "bitsandbytes", "apex")
+PACKAGES = (
+    "torch", "triton", "numpy", "liger-kernel", "flash-attn", "quack-kernels", "bitsandbytes", "apex", "ctranslate2",
+)  # fmt: skip
 COPY_BYTES = {"cpu": 400 * 10**6, "cuda": 4 * 10**9}  # moved by a copy yardstick at most, reads plus writes
 MATRIX_SIZE = {"cpu": 1024, "cuda": 8192}
 
@@ -93,11 +95,22 @@ def need_bf16(device: torch.device) -> None:
 
 
 def has_bf16_products() -> bool:
+    return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
+
+
+def need_int8() -> None:
+    """Raises Unavailable on a CPU without VNNI, where libraries add int8 products in 16 bits, which may saturate."""
+    if not {"avx512_vnni", "avx_vnni"} & cpu_flags():
+        raise Unavailable("this CPU has no VNNI (avx512_vnni, avx_vnni): sums of int8 products may saturate at 16 bits")
+
+
+def cpu_flags() -> set[str]:
+    """What Linux says that the CPU can do; nothing elsewhere."""
     try:
         flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
     except (OSError, StopIteration):
-        return False
-    return bool({"avx512_bf16", "amx_bf16"} & set(flags.split()))
+        return set()
+    return set(flags.split())
 
 
 def copy_yardstick(device: torch.device, moved: int, name: str = "copy") -> Side:

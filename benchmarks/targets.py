@@ -217,6 +217,7 @@ WHOLE_RUNS = [
     faster("cpu", "train/lm-wikitext2-bf16", f"{LOOP}, autocast", 1.5),
     peak_of_process("cpu", "train/lm-wikitext2-bf16", f"{LOOP}, autocast", 0.5),
     faster("cpu", "generate/tiny", FAIRSEQ, 4.0),
+    faster("cpu", "generate/tiny", "CTranslate2, fp32", 1.0),
     against_recorded("generate/tiny", "at least 400 sentences/s (fairseq, elsewhere: about 100)", 400.0),
     faster("cpu", "generate/iwslt", ALL_OFF, 2.0),
     faster("cpu", "preprocess/multi30k", "fairseq, 1 worker", 5.0),
