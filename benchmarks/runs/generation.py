@@ -79,6 +79,12 @@ def ctranslate2(name: str, compute_type: str, arguments: Sequence[str], bound: f
 CTRANSLATE2 = (("CTranslate2, fp32", "float32", BOUND), ("CTranslate2, int8", "int8", INT8_BOUND))
 
 
+def fairseq_side(arguments: Sequence[str]) -> Side:
+    if "--num-shards" in arguments:
+        raise Unavailable("fairseq-generate does not heed --num-shards")
+    return side("fairseq", fairseq.command("generate"), arguments, fairseq.environment())
+
+
 def recorded() -> tuple[str, Outcome]:
     with gzip.open(settings.reference() / "generate" / "update372.beam5.txt.gz", "rt", encoding="utf-8") as file:
         return "fairseq's recorded output", hypotheses(file)
@@ -119,8 +125,7 @@ def case(
         if quick:
             work.skipped |= dict.fromkeys(("fairseq", *(name for name, *_ in CTRANSLATE2)), "not in a smoke run")
             return work
-        make = lambda: side("fairseq", fairseq.command("generate"), arguments, fairseq.environment())  # noqa: E731
-        work.add("fairseq", make)
+        work.add("fairseq", partial(fairseq_side, arguments))
         if device.type == "cpu":
             for name, compute_type, bound in CTRANSLATE2:
                 work.add(name, partial(ctranslate2, name, compute_type, arguments, bound))
