@@ -19,7 +19,7 @@ def python(code: str) -> list[str]:
 
 
 def test_lines_are_stamped_when_they_come() -> None:
-    code = "import sys, time; print('a', flush=True); time.sleep(0.3); print('b', file=sys.stderr)"
+    code = "import sys, time; print('a', flush=True); time.sleep(0.3); print('b', file=sys.stderr); time.sleep(0.3)"
     done = processes.execute(python(code))
     (first, a), (second, b) = done.lines
     assert [a, b] == ["a", "b"]

@@ -340,7 +340,7 @@ def test_opcheck(p: float, kind: str) -> None:
         torch.library.opcheck(torch.ops.pyseq.attention_backward.default, (case.grad, *saved, *inputs))
 
 
-@pytest.mark.parametrize("backend", ["torch", "cpp"])
+@pytest.mark.parametrize("backend", [pytest.param("torch", marks=pytest.mark.slow), "cpp"])
 def test_compiles_to_one_graph(backend: str) -> None:
     def block(kvq: Tensor, query: Tensor, ours: Segments, other: Segments, seed: Tensor) -> Tensor:
         x = ops.self_attention(kvq * 2, ours, causal=True, p=0.3, seed=seed)
