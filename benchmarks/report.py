@@ -154,9 +154,11 @@ def targets_table(*runs: list[targets.Judgement]) -> list[dict[str, str]]:
 
 
 def _verdict(each: list[str]) -> str:
-    if len(set(each)) == 1:
-        return each[0]
-    return f"holds in {each.count('holds')} of {len(each)} runs"
+    """Of the runs that have a figure."""
+    measured = [one for one in each if one != "not run"] or each
+    if len(set(measured)) == 1:
+        return measured[0]
+    return f"holds in {measured.count('holds')} of {len(measured)} runs"
 
 
 def region(runs: list[dict[str, Any]], what: str) -> str:
