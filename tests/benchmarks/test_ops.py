@@ -25,7 +25,7 @@ def cases() -> Iterator[Any]:
         yield pytest.param(case, id=case.name, marks=[pytest.mark.slow] if slow else [])
 
 
-@pytest.mark.parametrize("case", cases())
+@pytest.mark.parametrize("case", list(cases()))
 def test_case(case: Case) -> None:
     try:
         result = run_case(case, torch.device("cpu"), quick=True, turns=1)
