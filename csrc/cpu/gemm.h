@@ -1,7 +1,8 @@
 // The matrix product C = A B in fp32, with what linear layers add to it.
 //
 // Each element of C is a sum in one fixed order, whatever the number of threads and wherever the element lies: products
-// of neighbouring steps of the depth are summed by fused multiply-adds in blocks, and the blocks are added in turn.
+// of neighbouring steps of the depth are summed by fused multiply-adds in blocks, and the blocks are added in turn. Where C
+// is small and the depth long, that is done for pieces of the depth, whose sums are then added in turn.
 #pragma once
 
 #include <cstdint>

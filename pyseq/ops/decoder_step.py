@@ -117,7 +117,6 @@ class DecoderCache:
             rows: R, as many as there are sentences.
         """
         self.steps: list[Tensor] = []
-        self.addresses, self.step_rows = array("q"), array("q")  # of the steps, for the kernel
         self.ancestors = torch.empty(rows, 0, dtype=torch.int32)
         self.sentence = torch.arange(rows, dtype=torch.int32)
         self.source: Tensor | None = None
@@ -134,8 +133,6 @@ class DecoderCache:
         """Make room for one more position; ``padding`` [R] is True where it is padding."""
         rows = self.ancestors.size(0)
         self.steps.append(torch.empty(len(weights.layers), rows, 2 * weights.dim))
-        self.addresses.append(self.steps[-1].data_ptr())
-        self.step_rows.append(rows)
         own = torch.arange(rows, dtype=torch.int32)
         own = own if padding is None else own.masked_fill(padding, -1)
         self.ancestors = torch.cat([self.ancestors, own.unsqueeze(1)], dim=1)
@@ -215,6 +212,8 @@ def _attend(query: Tensor, keys_values: Tensor, left_out: Tensor, weights: Decod
 
 def _cpp(x: Tensor, weights: DecoderWeights, cache: DecoderCache) -> Tensor:
     rows, positions = cache.ancestors.shape
+    addresses = array("q", [step.data_ptr() for step in cache.steps])
+    step_rows = array("q", [step.size(1) for step in cache.steps])
     source = cache.source
     dispatch.required_core().decoder_step(
         weights.table.data_ptr(),
@@ -225,8 +224,8 @@ def _cpp(x: Tensor, weights: DecoderWeights, cache: DecoderCache) -> Tensor:
         weights.norm_first,
         ACTIVATIONS[weights.activation],
         weights.eps,
-        cache.addresses.buffer_info()[0],
-        cache.step_rows.buffer_info()[0],
+        addresses.buffer_info()[0],
+        step_rows.buffer_info()[0],
         positions,
         cache.ancestors.data_ptr(),
         0 if source is None else source.data_ptr(),
