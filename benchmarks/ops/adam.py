@@ -70,8 +70,10 @@ class Tail:
         """``keys`` are the names that ``optimizer`` gives to exp_avg and exp_avg_sq in its state, if others."""
 
         def moments(key: str) -> list[Tensor]:
-            key = key if keys is None else keys[key]
-            return [optimizer.state[parameter][key] for parameter in optimizer.param_groups[0]["params"]]
+            if keys is not None:
+                return [optimizer.state[parameter][keys[key]] for parameter in self.parameters]
+            states = optimizer.state_dict()["state"]  # to look at optimizer.state would cost ours time in every step
+            return [states[place][key] for place in range(len(self.parameters))]
 
         size = BYTES[self.parameters[0].dtype] * self.count
         return Side(name, step, self.restore_gradients, lambda: self.outcome(step, moments), size, graph=graph)
@@ -79,6 +81,16 @@ class Tail:
     def pyseq(self, name: str = "pyseq") -> Side:
         optimizer = fused_adamw(self.parameters)
         return self.side(name, optimizer, lambda: optimizer.step(max_norm=MAX_NORM))
+
+    def pyseq_looked_at(self) -> Side:
+        """As for a user who has taken tensors out of ``optimizer.state``: they might be moved."""
+        optimizer = fused_adamw(self.parameters)
+
+        def step() -> None:
+            optimizer.step(max_norm=MAX_NORM)
+            assert optimizer.state
+
+        return self.side("pyseq, its state looked at", optimizer, step)
 
     def torch(self, name: str, implementation: str) -> Side:
         options: dict[str, Any] = OPTIONS | {implementation: True}
@@ -140,16 +152,22 @@ def shrunk(shapes: Shapes) -> Shapes:
 
 
 def fp32(
-    shapes: Callable[[], Shapes], adjacent: bool = False, foreach: bool = True, bound: float = BOUND
+    shapes: Callable[[], Shapes],
+    adjacent: bool = False,
+    foreach: bool = True,
+    bound: float = BOUND,
+    looked_at: bool = False,
 ) -> Callable[[torch.device, bool], Work]:
     def build(device: torch.device, quick: bool) -> Work:
         chosen = shrunk(shapes()) if quick else shapes()
-        need_memory(count_of(chosen) * (44 + 8 * (3 if foreach else 2)), device)
+        need_memory(count_of(chosen) * (44 + 8 * (2 + foreach + looked_at)), device)
         tail = Tail(chosen, torch.float32, device, adjacent)
         work = Work(_config(tail, "float32", adjacent), [tail.pyseq()], bound=bound)
         work.sides.append(tail.torch(TORCH, "fused"))
         if foreach:
             work.sides.append(tail.torch("torch foreach + clip_grad_norm_", "foreach"))
+        if looked_at:
+            work.sides.append(tail.pyseq_looked_at())
         if device.type == "cuda":
             work.add("apex FusedAdam + clip_grad_norm_", lambda: tail.apex())
             work.add("bitsandbytes AdamW + clip_grad_norm_", lambda: tail.bitsandbytes())
@@ -194,7 +212,7 @@ CASES = [
     Case("adam/bf16-remainder-1B", bf16(lambda: even(400, 1_000_000_000), beside_fp32=False), ("cuda",)),
     Case("adam/fp32-200", fp32(lambda: even(200, 50_000_000)), ("cpu",)),
     Case("adam/bf16-remainder-200", bf16(lambda: even(200, 50_000_000)), ("cpu",)),
-    Case("adam/2000x512", fp32(lambda: even(2000, 2000 * 512))),
+    Case("adam/2000x512", fp32(lambda: even(2000, 2000 * 512), looked_at=True)),
     Case("adam/2000x512-adjacent", fp32(lambda: even(2000, 2000 * 512), adjacent=True)),
     Case("adam/transformer-iwslt", fp32(lambda: of_model("iwslt"), bound=MODEL_BOUND)),
     Case("adam/transformer-base", fp32(lambda: of_model("base"), foreach=False, bound=MODEL_BOUND)),

@@ -17,7 +17,7 @@ from pyseq import ops
 
 from .. import peers
 from ..harness import Case, Outcome, Side, Unavailable, Work
-from ..machine import matrix_yardstick, need_memory
+from ..machine import matrix_yardstick, need_bf16, need_memory
 from ..peers import LinearLoss
 
 SMOOTHING = 0.1
@@ -100,6 +100,8 @@ def case(
 ) -> Callable[[torch.device, bool], Work]:
     def build(device: torch.device, quick: bool) -> Work:
         n, d, v = (24, 16, 101) if quick else (rows, width, classes)
+        if dtype == torch.bfloat16 and not quick:
+            need_bf16(device)
         need_memory(n * v * (3 * dtype.itemsize + 12), device)
         inputs = Projection(n, d, v, dtype, device)
         config = {"rows": n, "width": d, "classes": v, "dtype": str(dtype).removeprefix("torch.")}

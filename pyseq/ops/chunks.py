@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 CPU_LEAST_CHUNKS = 26  # with the little else that a call allocates, less than 5 % of all logits
-CPU_LEAST_ROWS = 76  # of 4 bytes a logit: fewer leave the matrix products waiting for the weights
+CPU_LEAST_ROWS = 72  # of 4 bytes a logit: fewer leave the matrix products waiting for the weights
+CPU_TILE = 12  # rows that a matrix product computes at a time: 6 or 12 (csrc/cpu/gemm_tiles.h)
 CPU_CACHED_BYTES = 16 << 20  # what three products and the softmax between them find in the cache again
 GPU_LEAST_ROWS = 1024
 GPU_MOST_ROWS = 4096  # more do not fill the device better
@@ -14,8 +15,8 @@ GPU_TILE = 128  # rows that a block of a matrix product computes
 def chunk_rows(rows: int, classes: int, itemsize: int, device_type: str, device_bytes: int = 0) -> int:
     """Rows of a chunk of [rows, classes] logits, at least 1 and at most ``rows``.
 
-    On the CPU a chunk is less than 5 % of the logits and stays in the cache, unless that would be fewer than 76 rows of
-    fp32, or 152 of 16 bits, whose products are twice as fast. On other devices it has 4,096 rows, or as many as fit in
+    On the CPU a chunk is whole tiles, less than 5 % of the logits, and stays in the cache, unless that would be fewer than
+    72 rows of fp32, or 144 of 16 bits, whose products are twice as fast. On other devices it has 4,096 rows, or as many as fit in
     1/32 of the memory, but no fewer than 1,024.
 
     Args:
@@ -31,7 +32,8 @@ def chunk_rows(rows: int, classes: int, itemsize: int, device_type: str, device_
     if device_type == "cpu":
         wanted = max(CPU_LEAST_CHUNKS, _ceil_div(rows * row_bytes, CPU_CACHED_BYTES))
         least = CPU_LEAST_ROWS * max(4 // itemsize, 1)
-        return _ceil_div(rows, min(wanted, max(rows // least, 1)))
+        even = _ceil_div(rows, min(wanted, max(rows // least, 1)))
+        return even if even == rows else max(even // CPU_TILE, 1) * CPU_TILE
     most = GPU_MOST_ROWS
     if device_bytes:
         fitting = int(device_bytes * GPU_MEMORY_SHARE) // row_bytes // GPU_TILE * GPU_TILE
