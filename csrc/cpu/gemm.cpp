@@ -31,7 +31,7 @@ struct Free {
   void operator()(float* p) const { ::operator delete(p, line); }
 };
 
-// Kept by each thread from call to call: less than half a mebibyte.
+// Kept by each thread from call to call: a mebibyte and a half.
 float* scratch_of(int64_t floats) {
   thread_local std::unique_ptr<float, Free> kept;
   thread_local int64_t size = 0;

@@ -1,8 +1,8 @@
 // The matrix product in vectors; included once for each instruction set.
 //
-// After Goto and van de Geijn (2008): C is made of tiles whose sums stay in registers; a block of B is copied so that
-// what a tile reads lies in the order it is read, and stays in the second-level cache; so does a block of A, which is
-// copied only where it would be read across its lines.
+// After Goto and van de Geijn (2008): C is made of tiles whose sums stay in registers. Blocks of B and of A are copied so that
+// what tiles read lies in the order it is read. One of B stays in the last cache, for all rows; one of A in the second, for
+// all columns of that; what the tiles of a few columns read of B, for one chain of additions, in the first.
 #pragma once
 
 #include <algorithm>
@@ -19,12 +19,10 @@ static constexpr int tile_vectors = 2;
 static constexpr int tile_rows = Vec::width == 16 ? 12 : 6;
 static constexpr int tile_cols = tile_vectors * Vec::width;
 
-static constexpr int64_t longest_chain = 192;       // of fused multiply-adds: the longer, the less exact
-static constexpr int64_t block_depth = 2 * longest_chain;
-static constexpr int64_t block_of_a = 32 * 1024;    // floats: A and B lie in a second-level cache of 512 KiB
-static constexpr int64_t block_of_b = 64 * 1024;
-static constexpr int64_t small_block_of_b = 32 * 1024;
-static constexpr int64_t most_rows_of_a = 1024;     // in a block
+static constexpr int64_t longest_chain = 192;  // of fused multiply-adds: the longer, the less exact
+static constexpr int64_t most_depth = 3 * longest_chain;  // of a block
+static constexpr int64_t most_rows = 96;                  // of a block of A
+static constexpr int64_t most_cols = 512;                 // of a block of B
 
 struct Tile {
   int64_t depth;
@@ -215,39 +213,10 @@ static const float* at(const StridedMatrix& m, int64_t row, int64_t col) {
   return m.data + row * m.row_stride + col * m.col_stride;
 }
 
-// Memory that the next block is copied from, fetched a few lines at a time while this one is multiplied.
-struct Ahead {
-  const float* from = nullptr;
-  int64_t count = 0, stride = 0;  // of runs of neighbours
-  int64_t length = 0;             // of a run
-  int64_t run = 0, place = 0;
-
-  void fetch(int64_t lines) {
-    for (; lines > 0 && run < count; --lines) {
-      __builtin_prefetch(from + run * stride + place, 0, 2);
-      place += 16;
-      if (place >= length) {
-        place = 0;
-        ++run;
-      }
-    }
-  }
-  int64_t lines() const { return count * ((length + 15) / 16); }
-};
-
 // Lines a multiple of a page apart share few sets of a cache: they drive each other out.
 static bool share_sets(int64_t stride) { return stride % 1024 == 0; }
 
-// [rows x cols] of a matrix from an element on; nothing where that would not stay in the cache, or has no runs.
-static Ahead ahead(const StridedMatrix& m, int64_t row, int64_t rows, int64_t col, int64_t cols) {
-  if (m.col_stride == 1 && !share_sets(m.row_stride)) {
-    return {at(m, row, col), rows, m.row_stride, cols};
-  }
-  const bool columns = m.row_stride == 1 && !share_sets(m.col_stride);
-  return columns ? Ahead{at(m, row, col), cols, m.col_stride, rows} : Ahead{};
-}
-
-// A block of A [rows x depth] and where it lies in C; packed, or as it is.
+// A block of A and where it lies in C; packed, or as it is.
 struct BlockOfA {
   int64_t begin, rows;
   const float* data;
@@ -257,9 +226,12 @@ struct BlockOfA {
       : begin(first), rows(count), data(at(a, first, k)), row(a.row_stride), step(a.col_stride),
         panel(tile_rows * a.row_stride) {}
 
-  void pack_into(float* out, int64_t depth, int64_t readable) {
+  void copy(float* out, int64_t depth, int64_t readable) const {
     pack<tile_rows>({data, row, step, rows, readable}, depth, out);
-    data = out;
+  }
+
+  void read_copy(const float* copied, int64_t depth) {
+    data = copied;
     row = 1;
     step = tile_rows;
     panel = panel_floats<tile_rows>(depth);
@@ -305,85 +277,43 @@ static void sum_rows(const BlockOfA& a, int64_t depth, bool add, float* sums) {
   }
 }
 
-// Rows of A are copied where steps along them are no neighbours, and where they would share the sets of a cache. Their sums
-// are taken from the copy.
-static bool needs_packing(const Gemm& p) {
-  const bool scattered = p.a.col_stride != 1 || (share_sets(p.a.row_stride) && p.depth > 64);
-  return p.a_sums || (scattered && p.cols > 2 * tile_cols);
+// Copying A pays where many columns read the copy, the sooner where it lies badly. Sums of rows are taken from the copy.
+static bool copies_a(const Gemm& p) {
+  const bool lies_badly = p.a.col_stride != 1 || (share_sets(p.a.row_stride) && p.depth > 64);
+  return p.a_sums || p.cols > (lies_badly ? 2 : 8) * tile_cols;
 }
 
-// The depth in blocks of about the same length. Products are summed along a block, or along each half of a long one, and
-// these sums are added to C in turn.
-struct Depth {
-  int64_t total, blocks, longest, halves;
+// A side of a matrix in parts of about the same length, whole units each but for the last.
+struct Parts {
+  int64_t total, unit, count;
 
-  explicit Depth(int64_t depth)
-      : total(depth),
-        blocks(std::max<int64_t>(1, (depth + block_depth - 1) / block_depth)),
-        longest(std::max<int64_t>(1, (depth + blocks - 1) / blocks)),
-        halves(longest > longest_chain ? 2 : 1) {}
+  Parts(int64_t total, int64_t unit, int64_t most)
+      : total(total), unit(unit), count(std::max<int64_t>(1, (total + most - 1) / most)) {}
 
-  int64_t begin(int64_t block) const { return total * std::min(block, blocks) / blocks; }
+  int64_t begin(int64_t part) const { return std::min(total, (total + unit - 1) / unit * part / count * unit); }
+  int64_t size(int64_t part) const { return begin(part + 1) - begin(part); }
 };
 
-// How a product is cut into blocks.
-struct Plan {
-  Depth depth;
-  bool packs_a;
-  int64_t rows, cols;  // of a block, at most
-
-  explicit Plan(const Gemm& p) : depth(p.depth), packs_a(needs_packing(p)) {
-    rows = std::min(block_of_a / depth.longest, most_rows_of_a) / tile_rows * tile_rows;
-    // With one block of rows nothing is gained by large blocks of B: while a small one is multiplied, the next is fetched.
-    cols = (p.rows <= rows ? small_block_of_b : block_of_b) / depth.longest / tile_cols * tile_cols;
-  }
-};
-
-struct Block {
-  int64_t row, col, part;  // `part` of the depth
-};
-
-// What will be copied after a block.
-static Ahead after(const Gemm& p, const Plan& plan, Block at) {
-  const int64_t k = plan.depth.begin(at.part), depth = plan.depth.begin(at.part + 1) - k;
-  const int64_t next_depth = plan.depth.begin(at.part + 2) - plan.depth.begin(at.part + 1);
-  const int64_t row = at.row + plan.rows, col = at.col + plan.cols;
-  const int64_t cols = std::min(plan.cols, p.cols - at.col);
-  if (p.rows <= plan.rows) {
-    if (at.part + 1 < plan.depth.blocks) {
-      return ahead(p.b, k + depth, next_depth, at.col, cols);
-    }
-    return col < p.cols ? ahead(p.b, 0, plan.depth.begin(1), col, std::min(plan.cols, p.cols - col)) : Ahead{};
-  }
-  if (row < p.rows) {
-    return ahead(p.a, row, std::min(plan.rows, p.rows - row), k, depth);
-  }
-  return at.part + 1 < plan.depth.blocks ? ahead(p.a, 0, plan.rows, k + depth, next_depth) : Ahead{};
-}
-
-// C of a block of A and one of B, packed.
-static void multiply_blocks(const Gemm& p, const Plan& plan, Block at, const BlockOfA& a, const float* b) {
-  const int64_t depth = plan.depth.begin(at.part + 1) - plan.depth.begin(at.part);
-  const int64_t cols = std::min(plan.cols, p.cols - at.col), halves = plan.depth.halves;
-  const int64_t tiles = (cols + tile_cols - 1) / tile_cols * ((a.rows + tile_rows - 1) / tile_rows);
-  Ahead next = after(p, plan, at);
-  const int64_t lines = next.lines() / tiles + 1;
+// C of a block of A and one of B, packed: [depth from k on x cols from col on].
+static void multiply_blocks(const Gemm& p, const BlockOfA& a, const float* b, int64_t col, int64_t cols, int64_t k,
+                            int64_t depth) {
+  const Parts chains(depth, 1, longest_chain);
+  const bool ends = k + depth == p.depth;
   for (int64_t c = 0; c < cols; c += tile_cols) {
-    for (int64_t r = 0; r < a.rows; r += tile_rows) {
-      next.fetch(lines);
-      for (int64_t half = 0; half < halves; ++half) {
-        const int64_t k = depth * half / halves;
-        const bool last = at.part == plan.depth.blocks - 1 && half == halves - 1;
-        multiply_some_rows<tile_rows>({depth * (half + 1) / halves - k,
-                                       a.data + r / tile_rows * a.panel + k * a.step,
+    for (int64_t chain = 0; chain < chains.count; ++chain) {
+      const int64_t from = chains.begin(chain);
+      const bool last = ends && chain == chains.count - 1;
+      for (int64_t r = 0; r < a.rows; r += tile_rows) {
+        multiply_some_rows<tile_rows>({chains.size(chain),
+                                       a.data + r / tile_rows * a.panel + from * a.step,
                                        a.row,
                                        a.step,
-                                       b + c * depth + k * tile_cols,
-                                       p.c + (at.row + r) * p.c_stride + at.col + c,
+                                       b + c * depth + from * tile_cols,
+                                       p.c + (a.begin + r) * p.c_stride + col + c,
                                        p.c_stride,
                                        static_cast<int>(std::min<int64_t>(tile_cols, cols - c)),
-                                       p.accumulate || at.part > 0 || half > 0,
-                                       p.bias && last ? p.bias + at.col + c : nullptr,
+                                       p.accumulate || k > 0 || chain > 0,
+                                       p.bias && last ? p.bias + col + c : nullptr,
                                        p.relu && last},
                                       static_cast<int>(std::min<int64_t>(tile_rows, a.rows - r)));
       }
@@ -392,30 +322,36 @@ static void multiply_blocks(const Gemm& p, const Plan& plan, Block at, const Blo
 }
 
 static void multiply(const Gemm& p, float* scratch) {
-  float* packed_b = scratch;
-  float* packed_a = scratch + block_of_b;
-  const Plan plan(p);
-  for (int64_t col = 0; col < p.cols; col += plan.cols) {
-    for (int64_t part = 0; part < plan.depth.blocks; ++part) {
-      const int64_t k = plan.depth.begin(part), depth = plan.depth.begin(part + 1) - k;
-      pack<tile_cols>({at(p.b, k, col), p.b.col_stride, p.b.row_stride, std::min(plan.cols, p.cols - col), p.cols - col},
-                      depth, packed_b);
-      for (int64_t row = 0; row < p.rows; row += plan.rows) {
-        BlockOfA a(p.a, row, std::min(plan.rows, p.rows - row), k);
-        if (plan.packs_a) {
-          a.pack_into(packed_a, depth, p.rows - row);
-          if (p.a_sums && col == 0) {
-            sum_rows(a, depth, p.accumulate || part > 0, p.a_sums);
+  float* copy_of_b = scratch;
+  float* copy_of_a = scratch + most_depth * most_cols;
+  const Parts rows(p.rows, tile_rows, most_rows), cols(p.cols, tile_cols, most_cols), steps(p.depth, 1, most_depth);
+  const bool copies = copies_a(p), once = rows.count * steps.count == 1;
+  for (int64_t i = 0; i < cols.count; ++i) {
+    const int64_t col = cols.begin(i);
+    for (int64_t j = 0; j < steps.count; ++j) {
+      const int64_t k = steps.begin(j), depth = steps.size(j);
+      pack<tile_cols>({at(p.b, k, col), p.b.col_stride, p.b.row_stride, cols.size(i), p.cols - col}, depth, copy_of_b);
+      for (int64_t part = 0; part < rows.count; ++part) {
+        const int64_t row = rows.begin(part);
+        BlockOfA a(p.a, row, rows.size(part), k);
+        if (copies) {
+          if (i == 0 || !once) {
+            a.copy(copy_of_a, depth, p.rows - row);
+          }
+          a.read_copy(copy_of_a, depth);
+          if (p.a_sums && i == 0) {
+            sum_rows(a, depth, p.accumulate || k > 0, p.a_sums);
           }
         }
-        multiply_blocks(p, plan, {row, col, part}, a, packed_b);
+        multiply_blocks(p, a, copy_of_b, col, cols.size(i), k, depth);
       }
     }
   }
 }
 
 GemmKernel gemm_kernel() {
-  return {tile_rows, tile_cols, block_of_b + block_of_a + most_rows_of_a, multiply};
+  // Panels of A may be a vector longer than their rows.
+  return {tile_rows, tile_cols, most_depth * (most_cols + most_rows) + 8 * most_rows, multiply};
 }
 
 }  // namespace PYSEQ_ISA

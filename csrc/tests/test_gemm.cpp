@@ -90,7 +90,7 @@ void check_product(int64_t rows, int64_t cols, int64_t depth, Order of_a, Order 
 
 }  // namespace
 
-// One less than, equal to and one more than tiles (6, 12; 8, 16, 32), chains and blocks of the depth (192, 384).
+// One less than, equal to and one more than tiles (6, 12; 8, 16, 32), chains and blocks of the depth (192, 576).
 TEST(gemm_of_every_size_and_order) {
   for_every_instruction_set([] {
     const int64_t sizes[] = {0, 1, 2, 5, 6, 7, 8, 11, 12, 13, 15, 16, 17, 31, 33, 100};
@@ -112,12 +112,13 @@ TEST(gemm_of_many_blocks) {
   for_every_instruction_set([] {
     for (const Order of_a : {Order::rows, Order::cols, Order::every_other}) {
       for (const Order of_b : {Order::rows, Order::cols, Order::every_other}) {
-        for (const int64_t depth : {191, 193, 384, 385, 777}) {
+        for (const int64_t depth : {191, 193, 576, 577, 1153}) {
           check_product(37, 75, depth, of_a, of_b, true, true, false, 1);
         }
-        check_product(1100, 41, 20, of_a, of_b, false, true, true, 3);  // more rows than a block has
+        check_product(200, 41, 20, of_a, of_b, false, true, true, 3);   // more rows than a block has
         check_product(13, 530, 250, of_a, of_b, true, false, true, 3);  // more columns
       }
+      check_product(100, 530, 600, of_a, Order::rows, true, true, of_a == Order::rows, 1);  // more of everything
     }
     check_product(50, 70, 1024, Order::rows, Order::rows, false, false, false, 1);
     for (const int threads : {1, 3, 20}) {  // pieces of the depth

@@ -64,8 +64,8 @@ def test_layouts_of_many_blocks(isa: str, of_a: str, of_b: str) -> None:
             assert torch.equal(out, (a @ b + bias + 1).relu()) and torch.equal(sums, a.sum(1) + 1)
 
 
-# Products like those of a small model, and depths on both sides of chains (192) and blocks (384).
-PRODUCTS = [(300, 128, 384), (300, 192, 64), (300, 193, 64), (300, 384, 128), (90, 385, 65), (128, 3000, 128)]
+# Products like those of a small model, and depths on both sides of chains (192) and blocks (576).
+PRODUCTS = [(300, 128, 384), (300, 192, 64), (300, 193, 64), (300, 576, 128), (90, 577, 65), (128, 3000, 128)]
 PRODUCTS += [(33, 9736, 40)]
 
 
