@@ -79,6 +79,7 @@ static constexpr int64_t slice_depth = 256;
 static inline void multiply_panels(const float* x, int64_t stride, int64_t rows, const PackedLinear& weights,
                                    int64_t first, int64_t last, float* y, int64_t y_stride, bool relu = false) {
   const float* end = weights.panels + last * weights.depth * panel_width;
+  const bool fetches = rows > 4 * tile_rows;  // else slices pass so fast that the processor fetches ahead by itself
   for (int64_t p = first; p < last; ++p) {
     for (int64_t k = 0; k < weights.depth; k += slice_depth) {
       const int64_t depth = weights.depth - k < slice_depth ? weights.depth - k : slice_depth;
@@ -90,7 +91,7 @@ static inline void multiply_panels(const float* x, int64_t stride, int64_t rows,
       for (int64_t row = 0; row < rows; row += tile_rows) {
         // Each tile begins to load its share of the next slice, which would keep the first of the next tiles waiting.
         const float* ahead = panel + (depth + row / tile_rows * share) * panel_width;
-        for (int64_t i = 0; i < share && ahead < end; ++i, ahead += panel_width) {
+        for (int64_t i = 0; fetches && i < share && ahead < end; ++i, ahead += panel_width) {
           __builtin_prefetch(ahead);
         }
         const int count = static_cast<int>(rows - row < tile_rows ? rows - row : tile_rows);

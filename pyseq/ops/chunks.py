@@ -15,9 +15,9 @@ GPU_TILE = 128  # rows that a block of a matrix product computes
 def chunk_rows(rows: int, classes: int, itemsize: int, device_type: str, device_bytes: int = 0) -> int:
     """Rows of a chunk of [rows, classes] logits, at least 1 and at most ``rows``.
 
-    On the CPU a chunk is whole tiles, less than 5 % of the logits, and stays in the cache, unless that would be fewer than
-    72 rows of fp32, or 144 of 16 bits, whose products are twice as fast. On other devices it has 4,096 rows, or as many as fit in
-    1/32 of the memory, but no fewer than 1,024.
+    On the CPU a chunk is whole tiles, less than 5 % of the logits, and stays in the cache, unless that would be fewer
+    than 72 rows of fp32, or 144 of 16 bits, whose products are twice as fast. On other devices it has 4,096 rows, or as
+    many as fit in 1/32 of the memory, but no fewer than 1,024.
 
     Args:
         rows: of all logits.
