@@ -75,15 +75,15 @@ test-slow: $(VENV)/.test
 check-reference: $(VENV)/.test
 	$(RUN) -m benchmarks.check_reference "$(REFERENCE)"
 
-# The operations' figures, and the tables of the documents that are made from them.
+# The operations' figures, and the tables of the documents that are made from them. The runs that are written down have the
+# numbers 1, 2, 3.
+NUMBER ?= 1
 benchmark-ops: $(VENV)/.test
-	$(RUN) -m benchmarks.ops --device cpu --check --json benchmarks/results/ops_cpu.json; status=$$?; \
+	$(RUN) -m benchmarks.ops --device cpu --check --json benchmarks/results/ops_cpu-$(NUMBER).json; status=$$?; \
 	$(RUN) -m benchmarks report --write docs/kernels.md && exit $$status
 
-# What a user runs: training, translating, preprocessing, start-up, data, checkpoints. Hours on two cores; the runs that are
-# written down have the numbers 1, 2, 3. REFERENCE and DATA name the folders that docs/performance.md tells of, FAIRSEQ an
+# What a user runs: training, translating, preprocessing, start-up, data, checkpoints. Hours on two cores. REFERENCE and DATA name the folders that docs/performance.md tells of, FAIRSEQ an
 # interpreter; what lacks one of them is told and left out.
-NUMBER ?= 1
 BENCH_OPTIONS := $(if $(REFERENCE),--reference "$(REFERENCE)") $(if $(DATA),--data "$(DATA)") $(if $(FAIRSEQ),--fairseq "$(FAIRSEQ)")
 benchmark-runs: $(VENV)/.test
 	$(RUN) -m benchmarks run train/ switches/ generate/ preprocess/ startup/ checkpoint/ data/ growth/ --device cpu --check \

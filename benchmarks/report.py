@@ -6,7 +6,7 @@
 
 In a document, a table stands between two comments; the path is relative to the checkout::
 
-    <!-- figures benchmarks/results/ops_cpu.json adam/* -->
+    <!-- figures benchmarks/results/ops_cpu-1.json adam/* -->
     <!-- end of figures -->
 
 ``targets`` in place of a pattern puts the table of the targets there, ``machine`` a line on what it was measured on.

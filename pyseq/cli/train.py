@@ -1,6 +1,6 @@
 """``pyseq-train``: train a model.
 
-    pyseq-train DATA --arch transformer --optimizer adam --lr 5e-4 --lr-scheduler inverse_sqrt --max-tokens 4096
+pyseq-train DATA --arch transformer --optimizer adam --lr 5e-4 --lr-scheduler inverse_sqrt --max-tokens 4096
 """
 
 from __future__ import annotations

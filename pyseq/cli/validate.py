@@ -1,6 +1,6 @@
 """``pyseq-validate``: the validation loss of a trained model.
 
-    pyseq-validate DATA --path checkpoints/checkpoint_best.pt --task translation --valid-subset valid --max-tokens 4096
+pyseq-validate DATA --path checkpoints/checkpoint_best.pt --task translation --valid-subset valid --max-tokens 4096
 """
 
 from __future__ import annotations

@@ -70,8 +70,7 @@ def _check_segments(name: str, segments: Segments, tensor: Tensor) -> None:
     offsets = segments.offsets
     if offsets.dtype != torch.int32 or offsets.dim() != 1 or offsets.numel() == 0 or not offsets.is_contiguous():
         raise TypeError(
-            f"the offsets of {name} must be contiguous int32 [segments + 1], "
-            f"not {list(offsets.shape)} {offsets.dtype}"
+            f"the offsets of {name} must be contiguous int32 [segments + 1], not {list(offsets.shape)} {offsets.dtype}"
         )
     if offsets.device != tensor.device:
         raise TypeError(f"the offsets of {name} are on {offsets.device}, but the data on {tensor.device}")
