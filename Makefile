@@ -73,7 +73,7 @@ test-slow: $(VENV)/.test
 	$(RUN) -m pytest -q -m slow --durations=10
 
 check-reference: $(VENV)/.test
-	$(RUN) -m benchmarks.check_reference "$(REFERENCE)"
+	$(RUN) -m benchmarks.check_reference "$(REFERENCE)" $(if $(FAIRSEQ),--fairseq "$(FAIRSEQ)")
 
 # The operations' figures, and the tables of the documents that are made from them. The runs that are written down have the
 # numbers 1, 2, 3.

@@ -1,7 +1,8 @@
 """pyseq beside what fairseq computed: ``python -m benchmarks.check_reference DIR``, where DIR holds the reference.
 
 DIR has ``text/``, ``data-bin/``, ``checkpoints/``, ``runs/`` and ``generate/`` as fairseq left them. Prints one line a
-check with the figure, the limit and the verdict; exits with 1 if any fails.
+check with the figure, the limit and the verdict; exits with 1 if any fails. With ``--fairseq PYTHON`` it also tells how
+far fairseq itself is from those runs on this machine.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import logging
 import math
 import re
+import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -228,6 +230,26 @@ def check_float64(folder: Path, report: Report) -> None:
         print(f"      {name}: loss, distance from float64 (bits): pyseq {own:.1e}, fairseq {theirs:.1e}", flush=True)
 
 
+def check_fairseq(folder: Path, python: str) -> None:
+    """How far fairseq itself is, on this machine, from what it was recorded to do. Figures only, no verdict."""
+    child = Path(__file__).with_name("fairseq_losses_child.py")
+    for name in ("plain", "clip1_warmup20", "clip1_warmup20_uf2"):
+        reference = json.loads((folder / "runs" / f"{name}.json").read_text())
+        argv = [str(folder / "data-bin") if a == "data-bin" else a for a in reference["argv"]]
+        argv += ["--finetune-from-model", str(folder / "checkpoints" / "init.pt")]
+        with tempfile.TemporaryDirectory() as made:
+            out = Path(made) / "run.json"
+            command = [python, str(child), str(out), *argv, "--save-dir", made]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0 or not out.is_file():
+                print(f"      {name}: fairseq failed: {done.stderr.strip().splitlines()[-1:]}")
+                continue
+            run = json.loads(out.read_text())
+        loss = largest(run["loss"], [u["loss_base2"] for u in reference["updates"]])
+        norm = largest(run["gnorm"], [u["gnorm"] for u in reference["updates"]], relative=True)
+        print(f"      {name}: fairseq here and as recorded: loss {loss:.1e} bits, gradient norm {norm:.1e}", flush=True)
+
+
 def parse_output(lines: list[str]) -> tuple[dict[int, tuple[float, str]], str]:
     """Sentence id -> (score, hypothesis), and the last line."""
     hypotheses = {}
@@ -302,6 +324,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="the reference folder")
     parser.add_argument("--only", help="run the checks whose name contains this")
     parser.add_argument("--float64", action="store_true", help="also measure both against float64 (some minutes)")
+    parser.add_argument("--fairseq", metavar="PYTHON", help="also run a fairseq, in an interpreter that has it")
     args = parser.parse_args(argv)
     if not (args.folder / "data-bin").is_dir():
         print(f"no reference at '{args.folder}': give the folder that holds data-bin/, e.g. REFERENCE=...")
@@ -314,6 +337,8 @@ def main(argv: list[str] | None = None) -> int:
     for check in checks:
         if args.only is None or args.only in check.__name__:
             check(args.folder, report)
+    if args.fairseq is not None and (args.only is None or args.only in check_fairseq.__name__):
+        check_fairseq(args.folder, args.fairseq)
     print(f"{report.failed} failed" if report.failed else "all checks hold")
     return 1 if report.failed else 0
 

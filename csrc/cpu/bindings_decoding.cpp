@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/beam_step.h"
 #include "cpu/bindings.h"
 #include "cpu/decoder_step.h"
 #include "cpu/linear_top_candidates.h"
@@ -138,6 +139,42 @@ void step(uintptr_t layers, int64_t layer_count, int64_t dim, int64_t heads, int
   decoder_step(decoder, cache, pointer<float>(x, 4, rows * dim, "x"), rows, threads);
 }
 
+py::tuple next_beams(int64_t sentences, int64_t width, int64_t beam, int64_t count, int64_t candidates, int64_t eos,
+                     bool first, uintptr_t lprobs, uintptr_t tokens, uintptr_t totals, uintptr_t sentence,
+                     uintptr_t ended, int64_t batch, uintptr_t next_totals, uintptr_t next_tokens, uintptr_t next_rows,
+                     uintptr_t going, uintptr_t place, uintptr_t ended_rows, uintptr_t ended_totals) {
+  if (sentences < 0 || width < 1 || beam < 1 || count < 1 || candidates < beam || candidates > width * count) {
+    throw std::invalid_argument("sizes must be positive, and the candidates from the beam to all that there are");
+  }
+  const int64_t rows = sentences * width, next = sentences * beam;
+  const BeamStep step{sentences,
+                      width,
+                      beam,
+                      count,
+                      candidates,
+                      eos,
+                      first,
+                      pointer<const float>(lprobs, 4, rows * count, "lprobs"),
+                      pointer<const int64_t>(tokens, 8, rows * count, "tokens"),
+                      totals == 0 ? nullptr : pointer<const float>(totals, 4, rows, "totals"),
+                      pointer<const int64_t>(sentence, 8, sentences, "sentence"),
+                      pointer<int64_t>(ended, 8, batch, "ended"),
+                      pointer<float>(next_totals, 4, next, "next_totals"),
+                      pointer<int64_t>(next_tokens, 8, next, "next_tokens"),
+                      pointer<int64_t>(next_rows, 8, next, "next_rows"),
+                      pointer<int64_t>(going, 8, sentences, "going"),
+                      pointer<int64_t>(place, 8, next, "place"),
+                      pointer<int64_t>(ended_rows, 8, next, "ended_rows"),
+                      pointer<float>(ended_totals, 4, next, "ended_totals")};
+  for (int64_t i = 0; i < sentences; ++i) {
+    if (step.sentence[i] < 0 || step.sentence[i] >= batch) {
+      throw std::out_of_range("a sentence is not one of the batch");
+    }
+  }
+  const BeamCounts counts = beam_step(step);
+  return py::make_tuple(counts.going, counts.ended);
+}
+
 }  // namespace
 
 void bind_decoding(py::module_& m) {
@@ -154,4 +191,10 @@ void bind_decoding(py::module_& m) {
         py::arg("positions"), py::arg("ancestors"), py::arg("source"), py::arg("source_tokens"),
         py::arg("source_begin"), py::arg("sentences"), py::arg("sentence"), py::arg("x"), py::arg("rows"),
         py::arg("threads"));
+  m.def("beam_step", &next_beams,
+        "See csrc/cpu/beam_step.h; fp32 and int64. Returns how many sentences go on and how many hypotheses have ended.",
+        py::arg("sentences"), py::arg("width"), py::arg("beam"), py::arg("count"), py::arg("candidates"),
+        py::arg("eos"), py::arg("first"), py::arg("lprobs"), py::arg("tokens"), py::arg("totals"),
+        py::arg("sentence"), py::arg("ended"), py::arg("batch"), py::arg("next_totals"), py::arg("next_tokens"),
+        py::arg("next_rows"), py::arg("going"), py::arg("place"), py::arg("ended_rows"), py::arg("ended_totals"));
 }

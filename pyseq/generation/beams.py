@@ -124,21 +124,24 @@ class Ended:
         """
         if ends.device.type == "cpu" and not ends.any():
             return  # at most steps nothing ends, and here it can be asked without waiting
-        length = beams.tokens.size(1)
         rank = self.count[beams.sentence].unsqueeze(1) + ends.cumsum(1) - 1
         kept = ends & (rank < self.beam)
         self.count.index_add_(0, beams.sentence, kept.sum(1))
         place = (beams.sentence.unsqueeze(1) * self.beam + rank).where(kept, self.spare).flatten()
-        old = rows.flatten()
-        cumulative = torch.cat([beams.scores[old], totals.reshape(-1, 1)], dim=1)
+        self.write(beams, place, rows.flatten(), totals.flatten(), score.flatten())
+
+    def write(self, beams: Beams, place: Tensor, rows: Tensor, totals: Tensor, score: Tensor) -> None:
+        """Record hypotheses [E] that end, at ``place``; the rest as for :meth:`add`."""
+        length = beams.tokens.size(1)
+        cumulative = torch.cat([beams.scores[rows], totals.unsqueeze(1)], dim=1)
         cumulative[:, 1:] -= cumulative[:, :-1].clone()
         self.positional[:, :length].index_copy_(0, place, cumulative)
-        self.tokens[:, : length - 1].index_copy_(0, place, beams.tokens[old, 1:])
+        self.tokens[:, : length - 1].index_copy_(0, place, beams.tokens[rows, 1:])
         self.tokens[:, length - 1].index_fill_(0, place, self.eos)
-        self.score.index_copy_(0, place, score.flatten())
+        self.score.index_copy_(0, place, score)
         self.length.index_fill_(0, place, length)
         if self.attention is not None and beams.attention is not None:
-            self.attention[:, :length].index_copy_(0, place, beams.attention[old])
+            self.attention[:, :length].index_copy_(0, place, beams.attention[rows])
 
     def full(self, sentence: Tensor) -> Tensor:
         """Which of these sentences have all their hypotheses."""

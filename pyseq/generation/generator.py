@@ -17,6 +17,7 @@ from pyseq.generation.decoding import Decoding
 from pyseq.generation.ensemble import EnsembleModel, NextToken, Shortlist, attending
 from pyseq.generation.ngram_blocking import block_repeated_ngrams
 from pyseq.generation.search import BeamSearch, Search
+from pyseq.ops.beam_step import beam_step
 from pyseq.ops.packed_linear import PackedLinear
 
 
@@ -190,8 +191,9 @@ class SequenceGenerator(nn.Module):
             Decoding(self.model, batch.net_input, self.lm_model, self.lm_weight) as decoding,
         ):
             output = self._output_weights()
+            plain = type(self.search) is BeamSearch and not self.match_source_len
             for step in range(batch.max_len + 1):
-                count = None if output is None else self._shortlist(step, batch)
+                best, count = None, None if output is None else self._shortlist(step, batch)
                 if output is None or count is None:
                     token = decoding.step(beams.tokens, self.temperature)
                     self._keep_attention(token, beams)
@@ -199,12 +201,16 @@ class SequenceGenerator(nn.Module):
                     candidates = self._candidates(step, token, beams, batch)
                 else:
                     best = decoding.shortlist(beams.tokens, output, count, self._adjustments(step), self.pad)
-                    candidates = self._best_candidates(step, best, beams)
-                ends = candidates.tokens.eq(self.eos) & candidates.scores.ne(-math.inf)
-                self._end(step, candidates, ends, beams, ended, batch)
-                if step == batch.max_len:
-                    break
-                continuing, sentences = self._continue(step, candidates, ends, beams, ended)
+                if best is not None and plain:
+                    continuing, sentences = self._step_beams(step, best, beams, ended)
+                else:
+                    if best is not None:
+                        candidates = self._best_candidates(step, best, beams)
+                    ends = candidates.tokens.eq(self.eos) & candidates.scores.ne(-math.inf)
+                    self._end(step, candidates, ends, beams, ended, batch)
+                    if step == batch.max_len:
+                        break
+                    continuing, sentences = self._continue(step, candidates, ends, beams, ended)
                 if sentences.numel() == 0:
                     break
                 decoding.reorder(continuing.rows.flatten(), self.beam_size, sentences.numel() < beams.bsz)
@@ -237,6 +243,19 @@ class SequenceGenerator(nn.Module):
         if self.unk_penalty:
             adjustments[self.unk] = adjustments.get(self.unk, 0.0) - self.unk_penalty
         return adjustments
+
+    def _step_beams(self, step: int, best: Shortlist, beams: Beams, ended: Ended) -> tuple[Candidates, Tensor]:
+        """What :meth:`_best_candidates`, :meth:`_end` and :meth:`_continue` do with a plain beam search, at once."""
+        assert isinstance(self.search, BeamSearch)
+        most = self.search.candidates(step, self.beam_size)
+        totals = beams.scores[:, -1] if step > 0 else None
+        found = beam_step(*best, totals, beams.sentence, ended.count, self.beam_size, self.eos, most)
+        if found.place.numel() > 0:
+            score = found.ended_totals
+            if self.normalize_scores:
+                score = score / (step + 1) ** self.len_penalty
+            ended.write(beams, found.place, found.ended_rows, found.ended_totals, score)
+        return Candidates(found.totals, found.tokens, found.rows), found.sentences
 
     def _best_candidates(self, step: int, best: Shortlist, beams: Beams) -> Candidates:
         fields = (beams.per_sentence(rows, self.beam_size) for rows in (*best, beams.scores))

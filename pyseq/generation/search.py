@@ -132,9 +132,9 @@ class BeamSearch(Search):
         kept = "step", "step_unnormalized"
         if any(getattr(type(self), name) is not getattr(BeamSearch, name) for name in kept):
             return None
-        return min(self._count(step, beam), self.vocab_size)
+        return min(self.candidates(step, beam), self.vocab_size)
 
-    def _count(self, step: int, beam: int) -> int:
+    def candidates(self, step: int, beam: int) -> int:
         """Candidates of a sentence; one less than there are tokens at most, since padding is never a candidate."""
         return min(2 * beam, self.vocab_size - 1 if step == 0 else beam * self.vocab_size - 1)
 
@@ -142,7 +142,7 @@ class BeamSearch(Search):
         _, beam, vocab = lprobs.shape
         rows = slice(0, 1) if step == 0 else slice(0, beam)
         # The best of all hypotheses are among the best of each, which are few enough to finish their scores.
-        values, tokens = largest(lprobs[:, rows], min(self._count(step, beam), vocab))  # B x rows x k
+        values, tokens = largest(lprobs[:, rows], min(self.candidates(step, beam), vocab))  # B x rows x k
         if log_normalizer is not None:
             values = (values - log_normalizer[:, rows].unsqueeze(-1)).nan_to_num(nan=-math.inf, neginf=-math.inf)
         return self._merge(step, beam, values, tokens, scores)
@@ -155,7 +155,7 @@ class BeamSearch(Search):
         """The best of what the hypotheses of each sentence are best at [B, rows, k]."""
         if step > 0:
             lprobs = lprobs + scores[:, :, step - 1].unsqueeze(-1)
-        best, index = lprobs.flatten(1).topk(self._count(step, beam))
+        best, index = lprobs.flatten(1).topk(self.candidates(step, beam))
         return best, tokens.flatten(1).gather(1, index), index // tokens.size(-1)
 
 
