@@ -53,7 +53,7 @@ __attribute__((noinline)) static void multiply_tile(const Tile& t) {
   }
   const float* b = t.b;
   int64_t place = 0;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int64_t k = 0; k < t.depth; ++k) {
     Vec right[Vectors];
 #pragma GCC unroll 2
@@ -297,7 +297,7 @@ struct Parts {
 // C of a block of A and one of B, packed: [depth from k on x cols from col on].
 static void multiply_blocks(const Gemm& p, const BlockOfA& a, const float* b, int64_t col, int64_t cols, int64_t k,
                             int64_t depth) {
-  const Parts chains(depth, 1, longest_chain);
+  const Parts chains(depth, 8, longest_chain);  // eight steps are one turn of the loop in multiply_tile
   const bool ends = k + depth == p.depth;
   for (int64_t c = 0; c < cols; c += tile_cols) {
     for (int64_t chain = 0; chain < chains.count; ++chain) {

@@ -6,6 +6,7 @@ The core makes logits a block at a time and reads each once, in the cache. Log-p
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -63,10 +64,16 @@ def reference(x: Tensor, weights: PackedLinear, k: int, adjustments: dict[int, f
     return TopCandidates(values, tokens.masked_fill(values == -math.inf, filler), log_sum_exp)
 
 
+@functools.lru_cache(maxsize=16)
+def _adjusted(adjustments: tuple[tuple[int, float], ...]) -> tuple[Tensor, Tensor]:
+    """Tokens and what is added to their logits, which a search asks for at every step."""
+    tokens, values = ([pair[i] for pair in adjustments] for i in range(2))
+    return torch.tensor(tokens, dtype=torch.int64), torch.tensor(values, dtype=torch.float32)
+
+
 def _cpp(x: Tensor, weights: PackedLinear, k: int, adjustments: dict[int, float], filler: int) -> TopCandidates:
     rows = x.size(0)
-    adjusted = torch.tensor(sorted(adjustments), dtype=torch.int64)
-    added = torch.tensor([adjustments[token] for token in sorted(adjustments)], dtype=torch.float32)
+    adjusted, added = _adjusted(tuple(sorted(adjustments.items())))
     out = TopCandidates(x.new_empty(rows, k), x.new_empty(rows, k, dtype=torch.int64), x.new_empty(rows))
     dispatch.required_core().linear_top_candidates(
         x.data_ptr(),

@@ -94,6 +94,14 @@ class Bucket:
         return self.plan.follow(self.params)
 
 
+class Arrangement(NamedTuple):
+    """How parameters are sorted into buckets, and what that was made from."""
+
+    signature: Signature
+    buckets: list[Bucket]
+    idle: list[Tensor]  # parameters without a gradient
+
+
 def part_ways(buckets: list[Bucket], idle: list[State]) -> None:
     """Give each bucket a step of its own where it has shared one with others, or with parameters without gradient."""
     taken = {id(state["step"]) for state in idle if "step" in state}

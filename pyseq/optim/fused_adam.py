@@ -15,7 +15,7 @@ from pyseq.errors import ConfigError
 from pyseq.ops.adam import EpsMode, adam_
 from pyseq.ops.grad_norm import grad_norm, norm_of
 from pyseq.optim.adam_state import Masters, State, StatePolicy, complete, load
-from pyseq.optim.buckets import Bucket, Signature, part_ways
+from pyseq.optim.buckets import Arrangement, Bucket, Signature, part_ways
 from pyseq.optim.clip_grad import measure
 from pyseq.optim.not_compiled import not_compiled
 from pyseq.optim.sharded import local, placed_like
@@ -91,7 +91,7 @@ class FusedAdam(UnseenStateOptimizer):
             raise ValueError(f"eps_mode must be 'torch' or 'fairseq', not {eps_mode!r}")
         self.eps_mode, self.seed = eps_mode, seed
         self.policy = StatePolicy(masters, state_dtype)
-        self._arranged: tuple[Signature, list[Bucket]] | None = None
+        self._arranged: Arrangement | None = None
         # The order of the keys is that of the groups in a checkpoint.
         defaults = {
             "lr": lr,
@@ -157,8 +157,7 @@ class FusedAdam(UnseenStateOptimizer):
         factor, grad_scale, found_inf = self._gradient_factors(
             buckets, grads, followed is not None, max_norm, factor, found_inf
         )
-        for number, bucket in enumerate(buckets):
-            own = [grads[i] for i in bucket.indices]
+        for number, (bucket, own) in enumerate(zip(buckets, grads)):
             parts = (
                 [local(placed_like(grad, param)) for grad, param in zip(own, bucket.owners)] if bucket.sharded else own
             )
@@ -173,7 +172,7 @@ class FusedAdam(UnseenStateOptimizer):
     def _gradient_factors(
         self,
         buckets: list[Bucket],
-        grads: list[Any],
+        grads: list[list[Tensor]],
         followed: bool,
         max_norm: float | None,
         factor: Tensor | float | None,
@@ -186,7 +185,7 @@ class FusedAdam(UnseenStateOptimizer):
             return factor, grad_scale, found_inf
         scale = 1.0 if factor is None else factor
         scale = scale if grad_scale is None else scale / grad_scale
-        there = [grad for grad in grads if grad is not None]
+        there = grads[0] if len(grads) == 1 else [grad for own in grads for grad in own]
         limit = max_norm if max_norm < math.inf else None
         if len(buckets) != 1 or buckets[0].sharded:
             norm = measure(there, max_norm=max_norm, scale=scale)
@@ -239,34 +238,33 @@ class FusedAdam(UnseenStateOptimizer):
         if bucket.sharded:  # autograd looks at the DTensors, and has been told of their local parts only
             torch.autograd.graph.increment_version(bucket.owners)
 
-    def _follow(self) -> tuple[list[Bucket], list[Any]] | None:
+    def _follow(self) -> tuple[list[Bucket], list[list[Tensor]]] | None:
         """As :meth:`_arrange`, where nothing but gradients can have changed since the last step; else None."""
         if self._arranged is None or self._state_was_seen:
             return None
-        signature, buckets = self._arranged
+        signature, buckets, idle = self._arranged
         if not signature.same_parameters(self.param_groups):
             return None
-        grads: list[Any] = [None] * len(signature.kinds)
+        grads = []
         for bucket in buckets:
             own = bucket.follow()
             if own is None:
                 return None
-            for i, grad in zip(bucket.indices, own):
-                grads[i] = grad
-        params = (param for group in self.param_groups for param in group["params"])
-        idle = (param for param, kind in zip(params, signature.kinds) if kind is None)
+            grads.append(own)
         return None if any(param.grad is not None for param in idle) else (buckets, grads)
 
-    def _arrange(self) -> tuple[list[Bucket], list[Any]]:
-        """The buckets of all parameters that have a gradient, and the gradients of all parameters (None included)."""
+    def _arrange(self) -> tuple[list[Bucket], list[list[Tensor]]]:
+        """The buckets of all parameters that have a gradient, and the gradients of each bucket."""
         params = [param for group in self.param_groups for param in group["params"]]
         grads = list(map(_GRAD, params))
         groups = [(list(group["params"]), group["amsgrad"]) for group in self.param_groups]
         signature = Signature(groups, self._state_objects(), _dtypes(grads))
-        if self._arranged is None or not signature.matches(self._arranged[0]):
+        if self._arranged is None or not signature.matches(self._arranged.signature):
             buckets = self._new_buckets(params, grads)
-            self._arranged = signature._replace(states=self._state_objects()), buckets
-        return self._arranged[1], grads
+            idle = [param for param, grad in zip(params, grads) if grad is None]
+            self._arranged = Arrangement(signature._replace(states=self._state_objects()), buckets, idle)
+        buckets = self._arranged.buckets
+        return buckets, [[grads[i] for i in bucket.indices] for bucket in buckets]
 
     def _state_objects(self) -> list[Any]:
         return [*self._state, *self._state.values()]

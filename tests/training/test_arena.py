@@ -138,7 +138,7 @@ def test_the_update_has_one_stretch_of_memory(train_argv, tmp_path, monkeypatch)
     train.main([*argv, "--save-dir", str(tmp_path / "joined"), "--max-update", "3"])
     train.main([*argv, "--save-dir", str(tmp_path / "joined"), "--max-update", "6"])
     for trainer in built:
-        assert [len(bucket.plan.table) for bucket in trainer.optimizer.optimizer._arranged[1]] == [1]
+        assert [len(bucket.plan.table) for bucket in trainer.optimizer.optimizer._arranged.buckets] == [1]
         (gradients,) = trainer.optimizer.joined_grads
         assert gradients.numel() == sum(p.numel() for p in trainer.model.parameters())
     a, b = (load_checkpoint_file(tmp_path / name / "checkpoint_last.pt")["model"] for name in ("apart", "joined"))
