@@ -15,6 +15,7 @@ from typing import Any
 
 
 def main() -> None:
+    sys.path.pop(0)  # this folder, whose fairseq.py is another one
     from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion as Criterion
     from fairseq.trainer import Trainer
     from fairseq_cli.train import cli_main
