@@ -82,8 +82,8 @@ benchmark-ops: $(VENV)/.test
 	$(RUN) -m benchmarks.ops --device cpu --check --json benchmarks/results/ops_cpu-$(NUMBER).json; status=$$?; \
 	$(RUN) -m benchmarks report --write docs/kernels.md && exit $$status
 
-# What a user runs: training, translating, preprocessing, start-up, data, checkpoints. Hours on two cores. REFERENCE and DATA name the folders that docs/performance.md tells of, FAIRSEQ an
-# interpreter; what lacks one of them is told and left out.
+# What a user runs: training, translating, preprocessing, start-up, data, checkpoints. Hours on two cores. REFERENCE and DATA
+# name the folders that docs/performance.md tells of, FAIRSEQ an interpreter; what lacks one of them is told and left out.
 BENCH_OPTIONS := $(if $(REFERENCE),--reference "$(REFERENCE)") $(if $(DATA),--data "$(DATA)") $(if $(FAIRSEQ),--fairseq "$(FAIRSEQ)")
 benchmark-runs: $(VENV)/.test
 	$(RUN) -m benchmarks run train/ switches/ generate/ preprocess/ startup/ checkpoint/ data/ growth/ --device cpu --check \

@@ -16,7 +16,6 @@ import json
 import logging
 import math
 import re
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -41,6 +40,8 @@ from pyseq.training.loop import train
 from pyseq.training.monitor import Monitor
 from pyseq.training.saving import Saver
 from pyseq.training.trainer import Trainer
+
+from . import fairseq, processes
 
 
 @dataclass
@@ -72,9 +73,13 @@ def check_preprocess(folder: Path, report: Report) -> None:
             )  # fmt: skip
 
 
+def training_argv(folder: Path, argv: list[str]) -> list[str]:
+    """The options of a recorded run, with the place of the data."""
+    return [str(folder / "data-bin") if a == "data-bin" else a for a in argv]
+
+
 def training_config(folder: Path, argv: list[str], extra: list[str]) -> Config:
-    argv = [str(folder / "data-bin") if a == "data-bin" else a for a in argv]
-    return config_from_args(parse_args_and_arch(get_training_parser(), [*argv, *extra]))
+    return config_from_args(parse_args_and_arch(get_training_parser(), [*training_argv(folder, argv), *extra]))
 
 
 def check_batches(folder: Path, report: Report) -> None:
@@ -235,15 +240,11 @@ def check_fairseq(folder: Path, python: str) -> None:
     child = Path(__file__).with_name("fairseq_losses_child.py")
     for name in ("plain", "clip1_warmup20", "clip1_warmup20_uf2"):
         reference = json.loads((folder / "runs" / f"{name}.json").read_text())
-        argv = [str(folder / "data-bin") if a == "data-bin" else a for a in reference["argv"]]
-        argv += ["--finetune-from-model", str(folder / "checkpoints" / "init.pt")]
+        weights = str((folder / "checkpoints" / "init.pt").resolve())
+        argv = [*training_argv(folder.resolve(), reference["argv"]), "--finetune-from-model", weights]
         with tempfile.TemporaryDirectory() as made:
             out = Path(made) / "run.json"
-            command = [python, str(child), str(out), *argv, "--save-dir", made]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode != 0 or not out.is_file():
-                print(f"      {name}: fairseq failed: {done.stderr.strip().splitlines()[-1:]}")
-                continue
+            processes.execute([python, child, out, *argv, "--save-dir", made], fairseq.environment())
             run = json.loads(out.read_text())
         loss = largest(run["loss"], [u["loss_base2"] for u in reference["updates"]])
         norm = largest(run["gnorm"], [u["gnorm"] for u in reference["updates"]], relative=True)

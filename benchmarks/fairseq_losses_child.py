@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 import math
 import sys
+from pathlib import Path
 from typing import Any
 
 
 def main() -> None:
-    sys.path.pop(0)  # this folder, whose fairseq.py is another one
+    here = Path(__file__).resolve().parent
+    sys.path = [place for place in sys.path if Path(place).resolve() != here]  # its fairseq.py is another one
     from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion as Criterion
     from fairseq.trainer import Trainer
     from fairseq_cli.train import cli_main

@@ -17,7 +17,7 @@ from pyseq.generation.decoding import Decoding
 from pyseq.generation.ensemble import EnsembleModel, NextToken, Shortlist, attending
 from pyseq.generation.ngram_blocking import block_repeated_ngrams
 from pyseq.generation.search import BeamSearch, Search
-from pyseq.ops.beam_step import beam_step
+from pyseq.ops.beam_step import BeamStep, beam_step
 from pyseq.ops.packed_linear import PackedLinear
 
 
@@ -193,7 +193,8 @@ class SequenceGenerator(nn.Module):
             output = self._output_weights()
             plain = type(self.search) is BeamSearch and not self.match_source_len
             for step in range(batch.max_len + 1):
-                best, count = None, None if output is None else self._shortlist(step, batch)
+                count = None if output is None else self._shortlist(step, batch)
+                candidates: Candidates | None
                 if output is None or count is None:
                     token = decoding.step(beams.tokens, self.temperature)
                     self._keep_attention(token, beams)
@@ -201,11 +202,10 @@ class SequenceGenerator(nn.Module):
                     candidates = self._candidates(step, token, beams, batch)
                 else:
                     best = decoding.shortlist(beams.tokens, output, count, self._adjustments(step), self.pad)
-                if best is not None and plain:
+                    candidates = None if plain else self._best_candidates(step, best, beams)
+                if candidates is None:
                     continuing, sentences = self._step_beams(step, best, beams, ended)
                 else:
-                    if best is not None:
-                        candidates = self._best_candidates(step, best, beams)
                     ends = candidates.tokens.eq(self.eos) & candidates.scores.ne(-math.inf)
                     self._end(step, candidates, ends, beams, ended, batch)
                     if step == batch.max_len:
@@ -249,7 +249,7 @@ class SequenceGenerator(nn.Module):
         assert isinstance(self.search, BeamSearch)
         most = self.search.candidates(step, self.beam_size)
         totals = beams.scores[:, -1] if step > 0 else None
-        found = beam_step(*best, totals, beams.sentence, ended.count, self.beam_size, self.eos, most)
+        found = beam_step(BeamStep(*best, totals, beams.sentence, ended.count, self.beam_size, self.eos, most))
         if found.place.numel() > 0:
             score = found.ended_totals
             if self.normalize_scores:

@@ -21,6 +21,19 @@ from pyseq.ops import dispatch
 dispatch.register_operation("beam_step", cpp=frozenset({torch.float32}))
 
 
+class BeamStep(NamedTuple):
+    """What a step starts from."""
+
+    lprobs: Tensor  # R x K of the best next tokens of each hypothesis, descending, fp32 on the CPU; nan counts as -inf
+    tokens: Tensor  # R x K, int64
+    totals: Tensor | None  # R, of the hypotheses so far; None at the first step: all sentences go on then, or none
+    sentence: Tensor  # S, int64: which of the batch
+    ended: Tensor  # B, int64: how many hypotheses of each sentence have ended; those of this step are added
+    beam: int
+    eos: int
+    most: int  # candidates of a sentence that are looked at: ``beam`` or more, and no more than it has
+
+
 class NextBeams(NamedTuple):
     """What follows a step, of the S' sentences that go on and the E hypotheses that have ended."""
 
@@ -33,32 +46,11 @@ class NextBeams(NamedTuple):
     ended_totals: Tensor  # E
 
 
-def beam_step(
-    lprobs: Tensor,
-    tokens: Tensor,
-    totals: Tensor | None,
-    sentence: Tensor,
-    ended: Tensor,
-    beam: int,
-    eos: int,
-    most: int,
-) -> NextBeams:
-    """One step.
-
-    Args:
-        lprobs: [R x K] log-probabilities of the best next tokens of each hypothesis, descending, fp32 on the CPU; nan
-            counts as -inf.
-        tokens: [R x K] int64.
-        totals: [R] of the hypotheses so far; None at the first step, where either all sentences go on or none.
-        sentence: [S] int64, which of the batch.
-        ended: [B] int64, how many hypotheses of each sentence have ended; those of this step are added.
-        most: candidates that are looked at: ``beam`` or more, and no more than a sentence has.
-
-    Raises:
-        ValueError: sizes do not fit.
-    """
+def beam_step(step: BeamStep) -> NextBeams:
+    """One step. Raises ValueError where sizes do not fit."""
+    lprobs, tokens, totals, sentence, ended, beam, eos, most = step
     if dispatch.choose("beam_step", lprobs.device.type, lprobs.dtype) == "torch":
-        return reference(lprobs, tokens, totals, sentence, ended, beam, eos, most)
+        return reference(step)
     sentences, (rows, count) = sentence.numel(), lprobs.shape
     results = (
         torch.empty(sentences, beam),
@@ -90,17 +82,9 @@ def beam_step(
     return NextBeams(*(t[:going] for t in results[:4]), *(t[:ending] for t in results[4:]))
 
 
-def reference(
-    lprobs: Tensor,
-    tokens: Tensor,
-    totals: Tensor | None,
-    sentence: Tensor,
-    ended: Tensor,
-    beam: int,
-    eos: int,
-    most: int,
-) -> NextBeams:
+def reference(step: BeamStep) -> NextBeams:
     """The same in plain torch, a sentence at a time."""
+    lprobs, tokens, totals, sentence, ended, beam, eos, most = step
     rows, count = lprobs.shape
     width = rows // sentence.numel()
     found: list[tuple[Tensor, Tensor, Tensor]] = []

@@ -33,7 +33,7 @@ def chunk_rows(rows: int, classes: int, itemsize: int, device_type: str, device_
         wanted = max(CPU_LEAST_CHUNKS, _ceil_div(rows * row_bytes, CPU_CACHED_BYTES))
         least = CPU_LEAST_ROWS * max(4 // itemsize, 1)
         even = _ceil_div(rows, min(wanted, max(rows // least, 1)))
-        return even if even == rows else max(even // CPU_TILE, 1) * CPU_TILE
+        return even if even == rows else even // CPU_TILE * CPU_TILE
     most = GPU_MOST_ROWS
     if device_bytes:
         fitting = int(device_bytes * GPU_MEMORY_SHARE) // row_bytes // GPU_TILE * GPU_TILE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from pathlib import Path
@@ -79,3 +80,48 @@ def test_the_driver_trains_by_the_commands_of_the_interpreter(
     assert 0 < sample["seconds"] < 60 and 4 * 50 < sample["amount"] < 4 * 200
     assert sample["resident_bytes"] > 5e7
     assert len(side.outcome()["losses"]) == recipes.CHECK_UPDATES
+
+
+STAND_IN = {
+    "fairseq/criterions/label_smoothed_cross_entropy.py": """
+class LabelSmoothedCrossEntropyCriterion:
+    def forward(self, model, sample, reduce=True):
+        return sample, 2, {"loss": sample}
+""",
+    "fairseq/trainer.py": """
+class Trainer:
+    def clip_grad_norm(self, max_norm):
+        return 0.1234567
+""",
+    "fairseq_cli/train.py": """
+import sys, types
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
+from fairseq.trainer import Trainer
+
+def cli_main():
+    assert sys.argv[1:] == ["data", "--max-update", "2"]
+    train, valid = types.SimpleNamespace(training=True), types.SimpleNamespace(training=False)
+    for losses in ((1.5, 2.5), (5.0, 7.0)):
+        for loss in losses:
+            LabelSmoothedCrossEntropyCriterion().forward(train, loss)
+        LabelSmoothedCrossEntropyCriterion().forward(valid, 100.0)
+        Trainer().clip_grad_norm(1.0)
+""",
+}
+
+
+def test_losses_of_a_fairseq_run_are_written_before_they_are_rounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in STAND_IN.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (path.parent, *path.parent.relative_to(tmp_path).parents):
+            (tmp_path / folder / "__init__.py").touch()
+        path.write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    child, out = Path(fairseq.__file__).with_name("fairseq_losses_child.py"), tmp_path / "run.json"
+    processes.execute([sys.executable, child, out, "data", "--max-update", "2"], fairseq.environment())
+    found = json.loads(out.read_text())
+    assert found["loss"] == pytest.approx([1 / math.log(2), 3 / math.log(2)])  # two batches of 2 tokens an update
+    assert found["gnorm"] == [0.1234567, 0.1234567]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pyseq.ops import backend, dispatch
-from pyseq.ops.beam_step import NextBeams, beam_step, reference
+from pyseq.ops.beam_step import BeamStep, NextBeams, beam_step, reference
 
 EOS = 2
 INF = math.inf
@@ -57,8 +57,8 @@ def test_the_kernel_does_what_the_reference_does(
     most = min(beam + more, width * count)
     counted, expected_count = ended.clone(), ended.clone()
     with backend("cpp"):
-        found = beam_step(lprobs, tokens, totals, sentence, counted, beam, EOS, most)
-    expected = reference(lprobs, tokens, totals, sentence, expected_count, beam, EOS, most)
+        found = beam_step(BeamStep(lprobs, tokens, totals, sentence, counted, beam, EOS, most))
+    expected = reference(BeamStep(lprobs, tokens, totals, sentence, expected_count, beam, EOS, most))
     assert same(found, expected), (found, expected)
     assert torch.equal(counted, expected_count)
 
@@ -71,7 +71,7 @@ def test_one_sentence_by_hand(name: str) -> None:
     ended = torch.tensor([0, 1])
     with backend(name):
         # -2 (7, row 0), -2.5 (end, row 1), -2.75 (9, row 1), -3 (end, row 0: not among the best two)
-        found = beam_step(lprobs, tokens, totals, torch.tensor([0]), ended, 2, EOS, 4)
+        found = beam_step(BeamStep(lprobs, tokens, totals, torch.tensor([0]), ended, 2, EOS, 4))
     assert found.totals.tolist() == [[-2.0, -2.75]]
     assert found.tokens.tolist() == [[7, 9]] and found.rows.tolist() == [[0, 1]]
     assert found.sentences.tolist() == [0]
@@ -85,12 +85,12 @@ def test_a_sentence_with_all_its_hypotheses_leaves_and_the_others_close_up(name:
     tokens = torch.tensor([[EOS, 5], [6, 5], [4, 5]])
     ended = torch.tensor([0, 0, 0, 0])
     with backend(name):
-        found = beam_step(lprobs, tokens, torch.zeros(3), torch.tensor([0, 2, 3]), ended, 1, EOS, 2)
+        found = beam_step(BeamStep(lprobs, tokens, torch.zeros(3), torch.tensor([0, 2, 3]), ended, 1, EOS, 2))
         assert found.sentences.tolist() == [1], "the first has ended, the third has nothing possible"
         assert found.tokens.tolist() == [[6]] and found.rows.tolist() == [[1]]
         assert found.place.tolist() == [0] and ended.tolist() == [1, 0, 0, 0]
         ended.zero_()
-        first = beam_step(lprobs, tokens, None, torch.tensor([0, 2, 3]), ended, 1, EOS, 2)
+        first = beam_step(BeamStep(lprobs, tokens, None, torch.tensor([0, 2, 3]), ended, 1, EOS, 2))
     assert first.sentences.tolist() == [0, 1, 2], "at the first step all go on where one does"
 
 
@@ -99,6 +99,6 @@ def test_sizes_that_do_not_fit_are_errors() -> None:
     good = torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2)
     ended = torch.zeros(1, dtype=torch.int64)
     with pytest.raises(ValueError, match="candidates"):
-        beam_step(*good, torch.tensor([0]), ended, 2, EOS, 7)
+        beam_step(BeamStep(*good, torch.tensor([0]), ended, 2, EOS, 7))
     with pytest.raises(IndexError, match="sentence"):
-        beam_step(*good, torch.tensor([1]), ended, 2, EOS, 4)
+        beam_step(BeamStep(*good, torch.tensor([1]), ended, 2, EOS, 4))
