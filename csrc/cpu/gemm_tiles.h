@@ -283,27 +283,61 @@ static bool copies_a(const Gemm& p) {
   return p.a_sums || p.cols > (lies_badly ? 2 : 8) * tile_cols;
 }
 
+static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // A side of a matrix in parts of about the same length, whole units each but for the last.
 struct Parts {
   int64_t total, unit, count;
 
   Parts(int64_t total, int64_t unit, int64_t most)
-      : total(total), unit(unit), count(std::max<int64_t>(1, (total + most - 1) / most)) {}
+      : total(total), unit(unit), count(std::max<int64_t>(1, ceil_div(total, most))) {}
 
-  int64_t begin(int64_t part) const { return std::min(total, (total + unit - 1) / unit * part / count * unit); }
+  int64_t begin(int64_t part) const { return std::min(total, ceil_div(total, unit) * part / count * unit); }
   int64_t size(int64_t part) const { return begin(part + 1) - begin(part); }
+};
+
+// Memory that is read soon. Few rows times a large matrix would wait for it.
+class Ahead {
+ public:
+  Ahead() = default;
+  Ahead(const StridedMatrix& m, int64_t row, int64_t rows, int64_t col, int64_t cols)
+      : from(at(m, row, col)), stride(m.col_stride == 1 ? m.row_stride : m.col_stride),
+        floats(m.col_stride == 1 ? cols : rows), left(m.col_stride == 1 ? rows : cols) {}
+
+  int64_t lines() const { return left * ((floats + line_floats - 1) / line_floats); }
+
+  void fetch(int64_t lines) {
+    for (; lines > 0 && left > 0; --lines) {
+      __builtin_prefetch(from + place);
+      place += line_floats;
+      if (place >= floats) {
+        place = 0;
+        from += stride;
+        --left;
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t line_floats = 16;  // of a cache
+  const float* from = nullptr;  // pieces of `floats` neighbours, `stride` apart
+  int64_t stride = 0, floats = 0, left = 0;
+  int64_t place = 0;  // in a piece
 };
 
 // C of a block of A and one of B, packed: [depth from k on x cols from col on].
 static void multiply_blocks(const Gemm& p, const BlockOfA& a, const float* b, int64_t col, int64_t cols, int64_t k,
-                            int64_t depth) {
+                            int64_t depth, Ahead ahead) {
   const Parts chains(depth, 8, longest_chain);  // eight steps are one turn of the loop in multiply_tile
   const bool ends = k + depth == p.depth;
+  const int64_t tiles = ceil_div(cols, tile_cols) * chains.count * ceil_div(a.rows, tile_rows);
+  const int64_t lines_for_a_tile = ceil_div(ahead.lines(), tiles);
   for (int64_t c = 0; c < cols; c += tile_cols) {
     for (int64_t chain = 0; chain < chains.count; ++chain) {
       const int64_t from = chains.begin(chain);
       const bool last = ends && chain == chains.count - 1;
       for (int64_t r = 0; r < a.rows; r += tile_rows) {
+        ahead.fetch(lines_for_a_tile);
         multiply_some_rows<tile_rows>({chains.size(chain),
                                        a.data + r / tile_rows * a.panel + from * a.step,
                                        a.row,
@@ -343,7 +377,13 @@ static void multiply(const Gemm& p, float* scratch) {
             sum_rows(a, depth, p.accumulate || k > 0, p.a_sums);
           }
         }
-        multiply_blocks(p, a, copy_of_b, col, cols.size(i), k, depth);
+        Ahead ahead;
+        if (part + 1 == rows.count && j + 1 < steps.count) {
+          ahead = {p.b, steps.begin(j + 1), steps.size(j + 1), col, cols.size(i)};
+        } else if (part + 1 == rows.count && i + 1 < cols.count) {
+          ahead = {p.b, 0, steps.size(0), cols.begin(i + 1), cols.size(i + 1)};
+        }
+        multiply_blocks(p, a, copy_of_b, col, cols.size(i), k, depth, ahead);
       }
     }
   }
