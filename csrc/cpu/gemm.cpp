@@ -47,8 +47,6 @@ struct Grid {
   int64_t down, across;
 };
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 Grid grid_for(int64_t rows, int64_t cols, int64_t threads) {
   Grid best = {1, 1};
   int64_t least = INT64_MAX;

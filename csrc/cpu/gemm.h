@@ -31,6 +31,9 @@ struct Gemm {
 
 void gemm(const Gemm& problem, int threads);
 
+// Static: an inline function might be taken from the object of an instruction set that this processor lacks.
+[[maybe_unused]] static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // What an instruction set does with a part of the rows and columns, on one thread.
 struct GemmKernel {
   int64_t tile_rows, tile_cols;  // parts begin at multiples of these

@@ -283,8 +283,6 @@ static bool copies_a(const Gemm& p) {
   return p.a_sums || p.cols > (lies_badly ? 2 : 8) * tile_cols;
 }
 
-static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // A side of a matrix in parts of about the same length, whole units each but for the last.
 struct Parts {
   int64_t total, unit, count;
@@ -304,7 +302,7 @@ class Ahead {
       : from(at(m, row, col)), stride(m.col_stride == 1 ? m.row_stride : m.col_stride),
         floats(m.col_stride == 1 ? cols : rows), left(m.col_stride == 1 ? rows : cols) {}
 
-  int64_t lines() const { return left * ((floats + line_floats - 1) / line_floats); }
+  int64_t lines() const { return left * ceil_div(floats, line_floats); }
 
   void fetch(int64_t lines) {
     for (; lines > 0 && left > 0; --lines) {
@@ -365,6 +363,12 @@ static void multiply(const Gemm& p, float* scratch) {
     for (int64_t j = 0; j < steps.count; ++j) {
       const int64_t k = steps.begin(j), depth = steps.size(j);
       pack<tile_cols>({at(p.b, k, col), p.b.col_stride, p.b.row_stride, cols.size(i), p.cols - col}, depth, copy_of_b);
+      Ahead next;
+      if (j + 1 < steps.count) {
+        next = {p.b, steps.begin(j + 1), steps.size(j + 1), col, cols.size(i)};
+      } else if (i + 1 < cols.count) {
+        next = {p.b, 0, steps.size(0), cols.begin(i + 1), cols.size(i + 1)};
+      }
       for (int64_t part = 0; part < rows.count; ++part) {
         const int64_t row = rows.begin(part);
         BlockOfA a(p.a, row, rows.size(part), k);
@@ -377,13 +381,8 @@ static void multiply(const Gemm& p, float* scratch) {
             sum_rows(a, depth, p.accumulate || k > 0, p.a_sums);
           }
         }
-        Ahead ahead;
-        if (part + 1 == rows.count && j + 1 < steps.count) {
-          ahead = {p.b, steps.begin(j + 1), steps.size(j + 1), col, cols.size(i)};
-        } else if (part + 1 == rows.count && i + 1 < cols.count) {
-          ahead = {p.b, 0, steps.size(0), cols.begin(i + 1), cols.size(i + 1)};
-        }
-        multiply_blocks(p, a, copy_of_b, col, cols.size(i), k, depth, ahead);
+        const bool last = part + 1 == rows.count;
+        multiply_blocks(p, a, copy_of_b, col, cols.size(i), k, depth, last ? next : Ahead());
       }
     }
   }
