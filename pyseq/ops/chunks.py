@@ -4,6 +4,7 @@ from __future__ import annotations
 
 CPU_LEAST_CHUNKS = 26  # with the little else that a call allocates, less than 5 % of all logits
 CPU_LEAST_ROWS = 72  # of 4 bytes a logit: fewer leave the matrix products waiting for the weights
+CPU_LARGE_ROWS = 288  # from here on the weights are no longer what the products wait for
 CPU_TILE = 12  # rows that a matrix product computes at a time: 6 or 12 (csrc/cpu/gemm_tiles.h)
 CPU_CACHED_BYTES = 16 << 20  # what three products and the softmax between them find in the cache again
 GPU_LEAST_ROWS = 1024
@@ -12,11 +13,14 @@ GPU_MEMORY_SHARE = 1 / 32
 GPU_TILE = 128  # rows that a block of a matrix product computes
 
 
-def chunk_rows(rows: int, classes: int, itemsize: int, device_type: str, device_bytes: int = 0) -> int:
+def chunk_rows(
+    rows: int, classes: int, itemsize: int, device_type: str, device_bytes: int = 0, large: bool = False
+) -> int:
     """Rows of a chunk of [rows, classes] logits, at least 1 and at most ``rows``.
 
     On the CPU a chunk is whole tiles, less than 5 % of the logits, and stays in the cache, unless that would be fewer
-    than 72 rows of fp32, or 144 of 16 bits, whose products are twice as fast. On other devices it has 4,096 rows, or as
+    than 72 rows of fp32, or 144 of 16 bits, whose products are twice as fast. A large chunk may take more than 5 %, and
+    has 288 rows of fp32, or 576, if that is what stays in the cache or more. On other devices it has 4,096 rows, or as
     many as fit in 1/32 of the memory, but no fewer than 1,024.
 
     Args:
@@ -25,13 +29,14 @@ def chunk_rows(rows: int, classes: int, itemsize: int, device_type: str, device_
         itemsize: bytes of a logit.
         device_type: ``"cpu"``, ``"cuda"``, ...
         device_bytes: memory of the device, where known; of no consequence on the CPU.
+        large: faster on the CPU, for who has the memory; of no consequence on other devices.
     """
     if rows <= 1:
         return 1
     row_bytes = max(classes * itemsize, 1)
     if device_type == "cpu":
-        wanted = max(CPU_LEAST_CHUNKS, _ceil_div(rows * row_bytes, CPU_CACHED_BYTES))
-        least = CPU_LEAST_ROWS * max(4 // itemsize, 1)
+        wanted = max(1 if large else CPU_LEAST_CHUNKS, _ceil_div(rows * row_bytes, CPU_CACHED_BYTES))
+        least = (CPU_LARGE_ROWS if large else CPU_LEAST_ROWS) * max(4 // itemsize, 1)
         even = _ceil_div(rows, min(wanted, max(rows // least, 1)))
         return even if even == rows else even // CPU_TILE * CPU_TILE
     most = GPU_MOST_ROWS

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyseq.ops.chunks import CPU_LEAST_ROWS, CPU_TILE, GPU_LEAST_ROWS, GPU_MOST_ROWS, chunk_rows
+from pyseq.ops.chunks import (
+    CPU_CACHED_BYTES,
+    CPU_LARGE_ROWS,
+    CPU_LEAST_ROWS,
+    CPU_TILE,
+    GPU_LEAST_ROWS,
+    GPU_MOST_ROWS,
+    chunk_rows,
+)
 
 GIB = 1 << 30
 
@@ -16,6 +24,14 @@ def test_a_chunk_on_the_cpu_is_a_small_share(rows: int, classes: int) -> None:
     chunk = chunk_rows(rows, classes, 4, "cpu")
     assert CPU_LEAST_ROWS <= chunk < rows / 25, "the little else that a call allocates must fit into 5 %, too"
     assert chunk % CPU_TILE == 0, "a product of some rows of a tile takes as long as one of all"
+
+
+@pytest.mark.parametrize(("rows", "classes", "itemsize"), [(2048, 33_280, 4), (4096, 10_000, 4), (4096, 50_257, 2)])
+def test_a_large_chunk_stays_in_the_cache_if_that_is_no_small_one(rows: int, classes: int, itemsize: int) -> None:
+    chunk = chunk_rows(rows, classes, itemsize, "cpu", large=True)
+    least = CPU_LARGE_ROWS * 4 // itemsize
+    assert least <= chunk <= max(CPU_CACHED_BYTES // (classes * itemsize), 1.5 * least)
+    assert chunk % CPU_TILE == 0 and chunk >= 2 * chunk_rows(rows, classes, itemsize, "cpu")
 
 
 @pytest.mark.parametrize("rows", [1, 2, 71, 72, 73, 143])

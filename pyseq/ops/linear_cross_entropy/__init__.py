@@ -9,7 +9,7 @@ left to do (:mod:`pyseq.ops.linear_cross_entropy.run`). A second backward pass c
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,8 @@ from pyseq.ops.linear_cross_entropy.run import Wanted
 
 __all__ = ["linear_cross_entropy", "linear_cross_entropy_rows", "linear_cross_entropy_sums", "reference"]
 
+ChunkRows = int | Literal["large"] | None
+
 
 def linear_cross_entropy(
     input: Tensor,
@@ -49,7 +51,7 @@ def linear_cross_entropy(
     smoothing_form: SmoothingForm = "torch",
     z_loss: float = 0.0,
     soft_cap: float | None = None,
-    chunk_rows: int | None = None,
+    chunk_rows: ChunkRows = None,
 ) -> Tensor:
     """``cross_entropy(linear(input, linear_weight, linear_bias), target)`` in a small share of its memory.
 
@@ -71,7 +73,8 @@ def linear_cross_entropy(
         label_smoothing, smoothing_form, z_loss, soft_cap: as in :func:`pyseq.ops.cross_entropy`.
         options: a ``torch.nn.LinearCrossEntropyOptions``. Its ``batch_chunk_size`` is heeded; the others have nothing
             to choose: sums are fp32, and a graph may be retained.
-        chunk_rows: rows of a chunk, if :func:`pyseq.ops.chunks.chunk_rows` shall not choose.
+        chunk_rows: rows of a chunk, if :func:`pyseq.ops.chunks.chunk_rows` shall not choose; ``"large"`` lets it choose
+            what is faster on a CPU and takes more memory.
 
     Returns:
         0-d, or of the shape of ``target`` for ``"none"``. fp32; fp64 for fp64 input. Differentiable once.
@@ -126,7 +129,7 @@ def linear_cross_entropy_sums(
     z_loss: float = 0.0,
     soft_cap: float | None = None,
     weight: Tensor | None = None,
-    chunk_rows: int | None = None,
+    chunk_rows: ChunkRows = None,
 ) -> CrossEntropySums:
     """The sums that a trainer needs; see :func:`pyseq.ops.cross_entropy_sums`.
 
@@ -149,7 +152,7 @@ def linear_cross_entropy_rows(
     z_loss: float = 0.0,
     soft_cap: float | None = None,
     weight: Tensor | None = None,
-    chunk_rows: int | None = None,
+    chunk_rows: ChunkRows = None,
 ) -> CrossEntropyRows:
     """Loss, nll, correctness and z-loss of each row, of the shape of ``target``.
 
@@ -182,16 +185,17 @@ def _prepare(
     target: Tensor,
     rule: tuple[float, str, float, float | None, Tensor | None],
     ignore_index: int,
-    chunk_rows: int | None,
+    chunk_rows: ChunkRows,
 ) -> Call:
     _check(input, weight, bias, target, chunk_rows)
     options = check_options(weight.detach().t(), *rule)  # [..., V], as logits are
     features = input.reshape(-1, input.size(-1)) if input.dim() != 2 else input
     dtype = _autocast_dtype(input)
-    if chunk_rows is None:
+    if not isinstance(chunk_rows, int):
         on_gpu = input.device.type == "cuda"
         device_bytes = torch.cuda.get_device_properties(input.device).total_memory if on_gpu else 0
-        chunk_rows = planned_rows(target.numel(), len(weight), dtype.itemsize, input.device.type, device_bytes)
+        sizes = target.numel(), len(weight), dtype.itemsize
+        chunk_rows = planned_rows(*sizes, input.device.type, device_bytes, large=chunk_rows == "large")
     return Call(features, weight, bias, target.reshape(-1).long(), None, options, ignore_index, chunk_rows, dtype)
 
 
@@ -203,7 +207,7 @@ def _autocast_dtype(input: Tensor) -> torch.dtype:
     return input.dtype
 
 
-def _check(input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, chunk_rows: int | None) -> None:
+def _check(input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, chunk_rows: ChunkRows) -> None:
     if not input.is_floating_point():
         raise TypeError(f"input must be floating-point, not {input.dtype}")
     if target.is_complex() or target.is_floating_point() or target.dtype == torch.bool:
@@ -227,8 +231,8 @@ def _check(input: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, c
             raise ValueError(f"input is on {input.device}, {name} is on {tensor.device}")
         if name != "target" and tensor.dtype != input.dtype and not autocast:
             raise TypeError(f"input is {input.dtype}, {name} is {tensor.dtype}: outside autocast they must be the same")
-    if chunk_rows is not None and chunk_rows < 1:
-        raise ValueError(f"chunk_rows must be at least 1, not {chunk_rows}")
+    if chunk_rows not in (None, "large") and not (isinstance(chunk_rows, int) and chunk_rows >= 1):
+        raise ValueError(f"chunk_rows must be at least 1, 'large' or None, not {chunk_rows!r}")
 
 
 def _results(call: Call, reduce: bool) -> Results:
