@@ -25,6 +25,7 @@ from pyseq.training import distributed
 from pyseq.training.allocator import keep_freed_memory
 from pyseq.training.auto_budget import settle_budget
 from pyseq.training.checkpoint import restore
+from pyseq.training.compiled import compile_model
 from pyseq.training.dry_run import dry_run
 from pyseq.training.epochs import Epochs
 from pyseq.training.loop import train
@@ -77,6 +78,8 @@ def check(cfg: Config) -> None:
         problems.append("--update-freq must be at least 1")
     if not cfg.optimization.lr:
         problems.append("--lr is empty")
+    if cfg.common.compile and cfg.dataset.packed:
+        problems.append("--packed leaves out padding, which a model under --compile computes: use one of them")
     if problems:
         raise ConfigError("; ".join(problems))
     if not cfg.checkpoint.no_save:
@@ -103,6 +106,8 @@ def build(cfg: Config) -> Trainer:
     model = task.build_model(cfg.model)
     if cfg.dataset.packed:
         pack(model)
+    if cfg.common.compile:
+        compile_model(model)
     criterion = task.build_criterion(cfg.criterion)
     if not cfg.dataset.disable_validation:
         if not (cfg.dataset.combine_valid_subsets or cfg.dataset.ignore_unused_valid_subsets):

@@ -144,7 +144,9 @@ class MultiheadAttention(nn.Module, IncrementalState):
             weights = self._softmax(scores)  # B x H x T x S
             out = torch.matmul(self.dropout_module(weights.to(v.dtype)), v)
         else:
-            causal = key_padding_mask is None and is_causal(attn_mask) and bool(q.size(2) == k.size(2))
+            causal = key_padding_mask is None and is_causal(attn_mask)
+            if causal and q.size(2) != k.size(2):  # as a statement: torch.compile would make it a symbol
+                causal = False
             out = F.scaled_dot_product_attention(
                 q,
                 k,

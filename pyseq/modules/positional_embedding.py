@@ -78,7 +78,10 @@ class SinusoidalPositionalEmbedding(nn.Module):
     ) -> Tensor:
         """Vectors for the tokens ``input`` [B x T]; with an incremental state, for the last one alone [B x 1 x C]."""
         bsz, seq_len = input.size(0), input.size(1)
-        self._grow(self.padding_idx + 1 + seq_len)
+        size = self.padding_idx + 1 + seq_len
+        if positions is not None and size > self.weights.size(0):  # sentences one after another are shorter than all
+            size = int(positions.max()) + 1
+        self._grow(size)
         if incremental_state is not None:
             return self.weights[self.padding_idx + seq_len].expand(bsz, 1, -1)
         if positions is None:

@@ -11,6 +11,7 @@ the residual. Sums for the gradients of weight and bias are taken in a fixed ord
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
@@ -196,7 +197,7 @@ class Kernel:
 
 def _allocate(x: Tensor, keeps_z: bool) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    rows = x.shape[:-1].numel()
+    rows = math.prod(x.shape[:-1])  # numel() of a shape makes torch.compile take it for a constant
     mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
     return y, torch.empty_like(y) if keeps_z else None, mean, rstd
 
@@ -219,7 +220,7 @@ def _address(tensor: Tensor | None) -> int:
 
 def _shape(x: Tensor) -> tuple[int, int]:
     """Rows and columns."""
-    return x.shape[:-1].numel(), x.size(-1)
+    return math.prod(x.shape[:-1]), x.size(-1)
 
 
 class CppKernel(Kernel):

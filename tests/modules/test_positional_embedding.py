@@ -52,3 +52,12 @@ def test_the_sinusoidal_table_grows() -> None:
     assert small.weights.dtype == torch.float64
     small, half = SinusoidalPositionalEmbedding(6, PAD, init_size=3), large.to(torch.bfloat16)
     assert torch.equal(small.to(torch.bfloat16)(tokens, incremental_state={})[:, 0], half(tokens)[:, -1])
+
+
+def test_sentences_one_after_another_need_a_table_for_the_longest() -> None:
+    embed = SinusoidalPositionalEmbedding(6, PAD, init_size=9)
+    positions = torch.arange(PAD + 1, 9).repeat(50).unsqueeze(0)  # as Packing numbers them
+    assert torch.equal(embed(torch.full_like(positions, 5), positions=positions), embed.weights[positions])
+    assert len(embed.weights) == 9
+    embed(torch.full_like(positions, 5), positions=positions + 20)
+    assert len(embed.weights) == 29

@@ -314,6 +314,8 @@ class TransformerDecoder(IncrementalDecoder):
     def buffered_future_mask(self, tensor: Tensor) -> Tensor:
         """-inf above the diagonal [T x T], for ``tensor`` [T x B x C]."""
         size = tensor.size(0)
+        if torch.compiler.is_compiling():  # would compile anew whenever the kept mask grows
+            return mark_causal(future_mask(size, tensor.dtype, tensor.device))
         kept = self._future_mask
         if kept.size(0) < size or kept.dtype != tensor.dtype or kept.device != tensor.device:
             self._future_mask = kept = future_mask(size, tensor.dtype, tensor.device)
