@@ -1,4 +1,4 @@
-"""Layer normalisation with dropout and a residual before it, in Triton. See pyseq/ops/layer_norm.py.
+"""Layer normalisation with dropout and a residual before it, in Triton. See pyseq/ops/layer_norm/.
 
 Forward: one program a row, which it holds. Backward: one program a chunk of rows, with sums of its own for the
 gradients of weight and bias, which are added up in a fixed order.
