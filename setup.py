@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -19,7 +20,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 class CMakeBuild(build_ext):
-    """Builds ``pyseq._core`` with CMake into the place where setuptools expects the extension."""
+    """Builds ``pyseq._core``, and what there is beside it, with CMake into the place where setuptools expects it."""
 
     def build_extension(self, ext: Extension) -> None:
         headers = sysconfig.get_paths()["include"]
@@ -46,6 +47,12 @@ class CMakeBuild(build_ext):
         environment = {**os.environ, "PATH": os.pathsep.join([os.environ["PATH"], sysconfig.get_path("scripts")])}
         subprocess.run(configure, check=True, env=environment)
         subprocess.run(["cmake", "--build", str(build)], check=True, env=environment)
+
+    def copy_extensions_to_source(self) -> None:
+        """Of an editable installation: also what CMake has built beside the one module that setuptools knows of."""
+        super().copy_extensions_to_source()
+        for module in Path(self.build_lib, "pyseq").glob("_*.so"):
+            shutil.copy(module, ROOT / "pyseq" / module.name)
 
 
 BENCHMARKS = find_packages(include=["benchmarks", "benchmarks.*"])
