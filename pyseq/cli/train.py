@@ -25,7 +25,6 @@ from pyseq.training import distributed
 from pyseq.training.allocator import keep_freed_memory
 from pyseq.training.auto_budget import settle_budget
 from pyseq.training.checkpoint import restore
-from pyseq.training.compiled import compile_model
 from pyseq.training.dry_run import dry_run
 from pyseq.training.epochs import Epochs
 from pyseq.training.loop import train
@@ -107,7 +106,7 @@ def build(cfg: Config) -> Trainer:
     if cfg.dataset.packed:
         pack(model)
     if cfg.common.compile:
-        compile_model(model)
+        model.compile(dynamic=True)  # in place: names of parameters stay
     criterion = task.build_criterion(cfg.criterion)
     if not cfg.dataset.disable_validation:
         if not (cfg.dataset.combine_valid_subsets or cfg.dataset.ignore_unused_valid_subsets):
@@ -142,6 +141,8 @@ def tell(cfg: Config, trainer: Trainer) -> None:
         why = "--cpu" if cfg.common.cpu else "no CUDA device was found"
         device = f"cpu, {torch.get_num_threads()} threads ({why})"
     logger.info("device: %s; %d process(es)", device, distributed.world_size())
+    if cfg.common.compile:
+        logger.info("compile: the first batch, and the first of a validation, may take minutes")
     logger.info("dtype: %s (%s)", str(trainer.precision.dtype).removeprefix("torch."), trainer.precision.reason)
     frequency = cfg.optimization.update_freq[0] * distributed.world_size()
     tokens = "real tokens" if cfg.dataset.packed else "padded tokens"

@@ -40,9 +40,9 @@ class CrossEntropyCriterion(Criterion):
         if linear is None:
             loss, _ = self.compute_loss(model, model(**sample["net_input"]), sample, reduce=reduce)
         else:
-            arguments, bias = linear.arguments(sample["target"])
+            arguments, options = linear.arguments(sample["target"])
             reduction: ops.Reduction = "sum" if reduce else "none"
-            loss = ops.linear_cross_entropy(*arguments, **bias, ignore_index=self.padding_idx, reduction=reduction)
+            loss = ops.linear_cross_entropy(*arguments, **options, ignore_index=self.padding_idx, reduction=reduction)
         sample_size = sample_size_of(sample, self.sentence_avg)
         logging_output = {
             "loss": loss.detach(),

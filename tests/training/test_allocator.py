@@ -24,11 +24,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 # Every other one of 64 blocks of 1 MB is freed and made again; prints by how many of them the memory grew.
 HOLES = """
 import sys, torch
-from pyseq.training import allocator
-if sys.argv[1] == "malloc" and not allocator.use_malloc():
-    sys.exit(77)
-allocator.use_malloc = lambda: False
-if not allocator.keep_freed_memory():
+from pyseq.training.allocator import keep_freed_memory, use_malloc
+if not (keep_freed_memory() and use_malloc()):
     sys.exit(77)
 def resident():
     return int(next(l for l in open("/proc/self/status") if l.startswith("VmRSS")).split()[1]) * 1024
@@ -82,7 +79,7 @@ def test_freed_memory_is_used_again():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_hole_fits_the_next_tensor_of_its_size():
-    assert int(run(HOLES, "malloc")) <= 2
+    assert int(run(HOLES)) <= 2
 
 
 def test_torch_finds_what_it_expects_of_an_allocator():

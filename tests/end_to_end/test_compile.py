@@ -44,6 +44,11 @@ def test_one_graph_serves_every_shape(train_argv: list[str]) -> None:
         real = tokens[1].ne(PADDING)
         torch.testing.assert_close(got[real], expected[real], rtol=1e-4, atol=1e-5)
     assert len(graphs) == 1
+    model.eval()
+    with torch.no_grad():
+        for sentences, source, target in SHAPES[:2]:
+            compiled(torch.full((sentences, source), 5), None, torch.full((sentences, target), 5))
+    assert len(graphs) == 2
 
 
 def test_packing_and_compiling_are_told_apart(train_argv: list[str], tmp_path: Path) -> None:
