@@ -121,7 +121,7 @@ def test_wheel_holds_every_module(clone: Path, wheel: Path) -> None:
     assert [name for name in names if name.startswith("pyseq/_core.") and name.endswith(".so")]
     # Also within pip's build isolation, where torch cannot be imported.
     if sys.platform == "linux" and Path(sysconfig.get_path("platlib"), "torch").exists():
-        assert [name for name in names if name.startswith("pyseq/_allocator.") and name.endswith(".so")]
+        assert [name for name in names if name.startswith("pyseq/_torch.") and name.endswith(".so")]
 
 
 # Prints where the three parts come from, after using each; then loads every command.

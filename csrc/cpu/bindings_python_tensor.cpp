@@ -19,44 +19,22 @@ struct ExchangeTable {
   void* current_stream;
 };
 
-}  // namespace
+decltype(ExchangeTable::view_of_object) view_of_object = nullptr;
+PyObject* grad_descriptor = nullptr;  // of Tensor.grad: half the time of looking the attribute up by its name
 
-TensorReader& TensorReader::get() {
-  static TensorReader* reader = new TensorReader();  // never destroyed: the interpreter may be gone by then
-  return *reader;
-}
-
-TensorReader::TensorReader() {
-  const py::object tensor = py::module_::import("torch").attr("Tensor");
-  const py::object parameter = py::module_::import("torch").attr("nn").attr("Parameter");
-  tensor_ = reinterpret_cast<PyTypeObject*>(tensor.inc_ref().ptr());
-  parameter_ = reinterpret_cast<PyTypeObject*>(parameter.inc_ref().ptr());
-  grad_ = py::object(tensor.attr("grad")).release().ptr();
-  if (!py::hasattr(tensor, "__dlpack_c_exchange_api__")) {
-    return;
-  }
-  const py::object capsule = tensor.attr("__dlpack_c_exchange_api__");
-  const auto* table =
-      static_cast<const ExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
-  if (table == nullptr) {
-    PyErr_Clear();
-  } else if (table->major == 1) {
-    read_ = table->view_of_object;
-  }
-}
-
-bool TensorReader::read(PyObject* object, TensorView* view) const {
-  if (Py_TYPE(object) != tensor_ && Py_TYPE(object) != parameter_) {
-    return false;
-  }
-  if (read_(object, view) != 0) {
+bool view_by_dlpack(PyObject* object, TensorView* view) {
+  if (view_of_object(object, view) != 0) {
     PyErr_Clear();  // whoever asks in Python gets a better message
     return false;
   }
   return true;
 }
 
-void TensorReader::prefetch(PyObject* const* items, int64_t i, int64_t count) const {
+PyObject* grad_by_descriptor(PyObject* object) {
+  return Py_TYPE(grad_descriptor)->tp_descr_get(grad_descriptor, object, reinterpret_cast<PyObject*>(Py_TYPE(object)));
+}
+
+void prefetch_by_guess(PyObject* const* items, int64_t i, int64_t count) {
   constexpr int64_t far = 12, near = 6;
   if (i + far < count) {
     __builtin_prefetch(items[i + far]);
@@ -69,6 +47,35 @@ void TensorReader::prefetch(PyObject* const* items, int64_t i, int64_t count) co
         __builtin_prefetch(words[word] + 64 * line);
       }
     }
+  }
+}
+
+constexpr TensorAccess by_dlpack{view_by_dlpack, grad_by_descriptor, prefetch_by_guess, nullptr};
+
+}  // namespace
+
+TensorReader& TensorReader::get() {
+  static TensorReader* reader = new TensorReader();  // never destroyed: the interpreter may be gone by then
+  return *reader;
+}
+
+TensorReader::TensorReader() {
+  const py::object tensor = py::module_::import("torch").attr("Tensor");
+  const py::object parameter = py::module_::import("torch").attr("nn").attr("Parameter");
+  tensor_ = reinterpret_cast<PyTypeObject*>(tensor.inc_ref().ptr());
+  parameter_ = reinterpret_cast<PyTypeObject*>(parameter.inc_ref().ptr());
+  grad_descriptor = py::object(tensor.attr("grad")).release().ptr();
+  if (!py::hasattr(tensor, "__dlpack_c_exchange_api__")) {
+    return;
+  }
+  const py::object capsule = tensor.attr("__dlpack_c_exchange_api__");
+  const auto* table =
+      static_cast<const ExchangeTable*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  if (table == nullptr) {
+    PyErr_Clear();
+  } else if (table->major == 1 && table->view_of_object != nullptr) {
+    view_of_object = table->view_of_object;
+    access_ = by_dlpack_ = &by_dlpack;
   }
 }
 

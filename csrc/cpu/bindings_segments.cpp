@@ -1,7 +1,9 @@
 // Tables of addresses from Python lists of tensors: those of cpu/segments.h and of cpu/grad_norm.h.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstring>
+#include <optional>
 #include <stdexcept>
 #include <vector>
 
@@ -239,6 +241,18 @@ bool same_items(const py::list& a, const py::list& b) {
           std::memcmp(left.items, right.items, static_cast<size_t>(left.count) * sizeof(PyObject*)) == 0);
 }
 
+void use_tensor_access(const std::optional<py::capsule>& access) {
+  if (access.has_value() && std::strcmp(access->name(), TENSOR_ACCESS_NAME) != 0) {
+    throw std::invalid_argument("pyseq._torch was not built together with pyseq._core: build both again");
+  }
+  TensorReader::get().use(access.has_value() ? access->get_pointer<const TensorAccess>() : nullptr);
+}
+
+bool increment_versions(const py::handle& tensors) {
+  const Items items(tensors);
+  return items.valid && TensorReader::get().increment_versions(items.items, items.count);
+}
+
 py::object norm_table(const py::handle& tensors, uintptr_t out) {
   const Items items(tensors);
   const TensorReader& reader = TensorReader::get();
@@ -284,6 +298,10 @@ void bind_segments(py::module_& m) {
       .def("described", &AdamTable::described, "{dtype numbers of the columns, device type and index of DLPack}.");
   m.def("same_items", &same_items, "Whether two lists have the very same objects, without a look at any.", py::arg("a"),
         py::arg("b"));
+  m.def("use_tensor_access", &use_tensor_access, "Reads tensors as pyseq._torch does from now on; as DLPack does, with None.", py::arg("access").none(true));
+  m.def("increment_versions", &increment_versions,
+        "As torch.autograd.graph.increment_version. False: that has to be called, nothing is known of how far this got.",
+        py::arg("tensors"));
   m.def("norm_table", &norm_table,
         "Writes {address, elements, dtype} of each tensor of a list, and returns a mask of the dtypes and DLPack's device "
         "type and index. None where a tensor needs a closer look.",

@@ -1,6 +1,7 @@
-// Where the tensors of a Python list lie, read through the DLPack exchange table that torch publishes: some nanoseconds a
-// tensor, where an attribute takes a tenth of a microsecond. No header of torch or DLPack is needed: the few structures
-// are the ABI of DLPack 1.x (https://dmlc.github.io/dlpack/latest/c_api.html).
+// Where the tensors of a Python list lie: by the DLPack exchange table that torch publishes, or better by pyseq._torch, where
+// that was built for this torch. Either takes some nanoseconds a tensor, an attribute a tenth of a microsecond. No header of
+// torch or DLPack is needed here: the few structures are the ABI of DLPack 1.x
+// (https://dmlc.github.io/dlpack/latest/c_api.html).
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -60,34 +61,53 @@ static inline int64_t size_of(TensorType type) {
   return type == TensorType::f64 ? 8 : type == TensorType::f32 ? 4 : 2;
 }
 
+// A way to tensors. Objects are of exactly torch.Tensor or Parameter, but for those of prefetch(), which may be anything.
+struct TensorAccess {
+  // False for what has no memory of its own. The view is good while the tensor is.
+  bool (*view)(PyObject* object, TensorView* out);
+  // The .grad, a new reference; null with a Python error where there is none to be had.
+  PyObject* (*grad)(PyObject* object);
+  // Begins to load what view() and grad() will need of items[i + some]. Objects that nothing has touched since the last step
+  // are not in the cache, and their loads would wait for each other.
+  void (*prefetch)(PyObject* const* items, int64_t i, int64_t count);
+  // Tells autograd that the tensors change. False where it has to be told by torch's own function; null if always.
+  bool (*increment_versions)(PyObject* const* items, int64_t count);
+};
+
+// Of the capsule in which pyseq._torch hands out its own. To be changed with the structure.
+constexpr char TENSOR_ACCESS_NAME[] = "pyseq.tensor_access 1";
+
 // Reads torch tensors; everything under the GIL.
 class TensorReader {
  public:
-  // The one reader. It cannot read where this torch publishes no exchange table (before 2.10).
+  // The one reader.
   static TensorReader& get();
 
-  bool available() const { return read_ != nullptr; }
+  // False where this torch publishes no exchange table (before 2.10), and there is no pyseq._torch for it.
+  bool available() const { return access_ != nullptr; }
+
+  // Takes a better way than DLPack; null: that again.
+  void use(const TensorAccess* access) { access_ = access == nullptr ? by_dlpack_ : access; }
 
   // False for what is not a plain torch.Tensor or Parameter with memory of its own. The view is good while the tensor is.
-  bool read(PyObject* object, TensorView* view) const;
-
-  // The .grad of what read() takes, a new reference; null with a Python error where there is none to be had.
-  PyObject* grad_of(PyObject* object) const {
-    return Py_TYPE(grad_)->tp_descr_get(grad_, object, reinterpret_cast<PyObject*>(Py_TYPE(object)));
+  bool read(PyObject* object, TensorView* view) const {
+    return (Py_TYPE(object) == tensor_ || Py_TYPE(object) == parameter_) && access_->view(object, view);
   }
 
-  // Begins to load what read() will need of items[i + some]. Objects that nothing has touched since the last step are not
-  // in the cache, and their loads would wait for each other.
-  void prefetch(PyObject* const* items, int64_t i, int64_t count) const;
+  // The others are those of TensorAccess.
+  PyObject* grad_of(PyObject* object) const { return access_->grad(object); }
+  void prefetch(PyObject* const* items, int64_t i, int64_t count) const { access_->prefetch(items, i, count); }
+  bool increment_versions(PyObject* const* items, int64_t count) const {
+    return access_ != nullptr && access_->increment_versions != nullptr && access_->increment_versions(items, count);
+  }
 
  private:
   TensorReader();
 
-  using Read = int (*)(void* object, TensorView* out);
-  Read read_ = nullptr;
+  const TensorAccess* by_dlpack_ = nullptr;
+  const TensorAccess* access_ = nullptr;
   PyTypeObject* tensor_ = nullptr;
   PyTypeObject* parameter_ = nullptr;
-  PyObject* grad_ = nullptr;  // the descriptor of Tensor.grad: half the time of looking the attribute up by its name
 };
 
 // Whether the elements fill numel() places in memory, in whatever order.

@@ -1,4 +1,4 @@
-// pyseq._allocator: torch's CPU tensors from malloc. The only file that includes torch; the package works without it.
+// torch's CPU tensors from malloc.
 //
 // torch asks posix_memalign for 64-byte alignment, and to place n bytes glibc looks for a free block of about n + 96. The
 // hole that a freed tensor leaves between two live ones is n, so a new tensor of the same size never fits it and the heap
@@ -11,6 +11,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+
+#include "torch/torch_module.h"
+
+namespace pyseq {
 
 namespace {
 
@@ -50,10 +54,11 @@ class MallocAllocator final : public c10::Allocator {
 
 }  // namespace
 
-PYBIND11_MODULE(_allocator, module) {
-  module.attr("torch_version") = PYSEQ_TORCH_VERSION;
-  module.def("install", [] {
+void bind_allocator(pybind11::module_& m) {
+  m.def("install_allocator", [] {
     static auto* allocator = new MallocAllocator;  // never destroyed: tensors may outlive static objects
     c10::SetCPUAllocator(allocator);
   });
 }
+
+}  // namespace pyseq

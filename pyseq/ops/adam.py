@@ -27,7 +27,7 @@ from pyseq.ops import dispatch
 from pyseq.ops.gpu_memory import UploadedTable, stream_of, workspace
 from pyseq.ops.random import random_words
 from pyseq.ops.remainder import join_master, split_master
-from pyseq.ops.segments import AdamPlan, Columns, WriteBack, check_columns, is_dense
+from pyseq.ops.segments import AdamPlan, Columns, WriteBack, check_columns, increment_version, is_dense
 
 EpsMode = Literal["torch", "fairseq"]
 GRADS = 1  # the place of gradients among the columns
@@ -223,7 +223,7 @@ def adam_(
         plan = AdamPlan() if plan is None else plan
         copies = [] if followed else plan.update(columns)
         # Autograd has to know that what it may have saved changes. Now, while what that touches is in the cache.
-        torch.autograd.graph.increment_version(params)
+        increment_version(params)
         _update(KERNELS[chosen], plan, copies, rule, scalars)
 
 

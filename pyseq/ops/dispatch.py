@@ -76,9 +76,12 @@ def core() -> ModuleType | None:
     """``pyseq._core.ops``, or None where the core was not built."""
     try:
         native: ModuleType = importlib.import_module("pyseq._core").ops
-        return native
     except (ImportError, AttributeError):
         return None
+    beside = torch_module()
+    if beside is not None:
+        native.use_tensor_access(beside.tensor_access())
+    return native
 
 
 def required_core() -> ModuleType:
@@ -87,6 +90,16 @@ def required_core() -> ModuleType:
     if native is None:
         raise ConfigError(status("cpp").detail)
     return native
+
+
+@functools.cache
+def torch_module() -> ModuleType | None:
+    """``pyseq._torch``, or None where it was not built for exactly this torch: it relies on what is inside torch."""
+    try:
+        native = importlib.import_module("pyseq._torch")
+    except ImportError:
+        return None
+    return native if native.torch_version == torch.__version__ else None
 
 
 @functools.cache
@@ -246,6 +259,14 @@ def _decide(operation: str, device_type: str, dtype: torch.dtype, forced: str | 
     return chosen
 
 
+def _torch_module_detail() -> str:
+    if torch_module() is not None:
+        return "finds tensors for the optimizers, and their memory for pyseq-train"
+    if importlib.util.find_spec("pyseq._torch") is None:
+        return "not built (works without it: steps over many small tensors take longer, training more memory)"
+    return f"not used: built for another torch than {torch.__version__}; run `pip install .` in the checkout again"
+
+
 def report() -> str:
     """The back ends of this machine and what each operation runs on, as a text for people."""
     lines = ["Back ends:"]
@@ -253,6 +274,7 @@ def report() -> str:
         found = status(name)
         lines.append(f"  {name:<8}{'available' if found.available else 'absent':<11}{found.detail}")
     lines.append(f"CPU threads: {torch.get_num_threads()}")
+    lines.append(f"pyseq._torch: {_torch_module_detail()}")
     lines.append(f"{ENVIRONMENT_VARIABLE}: {os.environ.get(ENVIRONMENT_VARIABLE) or 'not set'}")
     lines.append("Operations:")
     for operation in sorted(OPERATIONS):

@@ -52,6 +52,13 @@ class Memory(NamedTuple):
     copies: list[Tensor]  # of tensors that leave gaps or overlap: the table has their addresses
 
 
+def increment_version(tensors: Sequence[Tensor]) -> None:
+    """Tell autograd that ``tensors`` change, so that it refuses a backward pass that needs what they were."""
+    core = dispatch.core()
+    if core is None or not core.increment_versions(tensors):
+        torch.autograd.graph.increment_version(tensors)
+
+
 class AdamPlan:
     """The table of an :func:`pyseq.ops.adam_` call, kept between calls with the same tensors.
 

@@ -8,10 +8,9 @@ leave holes that the next tensor of the same size does not fit (``csrc/torch/all
 from __future__ import annotations
 
 import ctypes
-import importlib
 import sys
 
-import torch
+from pyseq.ops.dispatch import torch_module
 
 # mallopt's parameters, from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
@@ -41,13 +40,9 @@ def use_malloc() -> bool:
     """Let torch take the memory of CPU tensors from ``malloc``, whose holes are used again.
 
     Returns:
-        Whether it does: ``pyseq._allocator`` has to be built for exactly this torch.
+        Whether it does: ``pyseq._torch`` has to be built for exactly this torch.
     """
-    try:
-        built = importlib.import_module("pyseq._allocator")
-    except ImportError:
-        return False
-    if built.torch_version != torch.__version__:
-        return False
-    built.install()
-    return True
+    native = torch_module()
+    if native is not None:
+        native.install_allocator()
+    return native is not None

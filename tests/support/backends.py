@@ -46,3 +46,20 @@ def using_isa(isa: str) -> Iterator[None]:
         yield
     finally:
         core.use_isa(before)
+
+
+@contextlib.contextmanager
+def reading_tensors_by(way: str) -> Iterator[None]:
+    """Let the core find tensors by ``torch``'s own headers or by ``dlpack``; skips the test where that is not there."""
+    core, beside = dispatch.core(), dispatch.torch_module()
+    if core is None:
+        pytest.skip(dispatch.status("cpp").detail)
+    if way == "torch" and beside is None:
+        pytest.skip("pyseq._torch is not built for this torch")
+    if way == "dlpack" and not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+        pytest.skip("this torch does not publish DLPack's exchange table")
+    core.use_tensor_access(None if way == "dlpack" else beside.tensor_access())
+    try:
+        yield
+    finally:
+        core.use_tensor_access(None if beside is None else beside.tensor_access())
