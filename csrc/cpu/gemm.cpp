@@ -84,13 +84,14 @@ Gemm part_of(const Gemm& problem, const GemmKernel& kernel, const Grid& grid, in
 // from the sizes alone: the order of every sum is the same for all numbers of threads.
 constexpr int64_t most_pieces = 8;
 constexpr int64_t least_depth_of_piece = 768;
-constexpr int64_t most_elements_in_pieces = 40 * 1024;
+constexpr int64_t most_elements = 128 * 1024;  // of all pieces together
 
 int64_t pieces_for(const Gemm& p) {
-  if (p.bias || p.relu || p.rows * p.cols > most_elements_in_pieces) {
+  if (p.bias || p.relu) {
     return 1;
   }
-  return std::clamp<int64_t>(p.depth / least_depth_of_piece, 1, most_pieces);
+  const int64_t most = std::min(most_pieces, most_elements / (p.rows * p.cols));
+  return std::clamp<int64_t>(p.depth / least_depth_of_piece, 1, std::max<int64_t>(most, 1));
 }
 
 // The products of the pieces after the first, and the sums of the rows of A, one piece after the other.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 CPU_LEAST_CHUNKS = 26  # with the little else that a call allocates, less than 5 % of all logits
-CPU_LEAST_ROWS = 96  # of 4 bytes a logit: fewer leave the matrix products waiting for the weights
+CPU_LEAST_ROWS = 90  # of 4 bytes a logit: fewer leave the matrix products waiting for the weights
 CPU_LARGE_ROWS = 288  # from here on the weights are no longer what the products wait for
-CPU_TILE = 12  # rows that a matrix product computes at a time: 6 or 12 (csrc/cpu/gemm_tiles.h)
+CPU_TILE = 6  # rows that a matrix product of csrc/cpu/gemm_tiles.h computes at a time where these are used
 CPU_CACHED_BYTES = 16 << 20  # what three products and the softmax between them find in the cache again
 GPU_LEAST_ROWS = 1024
 GPU_MOST_ROWS = 4096  # more do not fill the device better
@@ -19,7 +19,7 @@ def chunk_rows(
     """Rows of a chunk of [rows, classes] logits, at least 1 and at most ``rows``.
 
     On the CPU a chunk is whole tiles, less than 5 % of the logits, and stays in the cache, unless that would be fewer
-    than 96 rows of fp32, or 192 of 16 bits, whose products are twice as fast. A large chunk may take more than 5 %, and
+    than 90 rows of fp32, or 180 of 16 bits, whose products are twice as fast. A large chunk may take more than 5 %, and
     has 288 rows of fp32, or 576, if that is what stays in the cache or more. On other devices it has 4,096 rows, or as
     many as fit in 1/32 of the memory, but no fewer than 1,024.
 

@@ -22,7 +22,7 @@ GIB = 1 << 30
 @pytest.mark.parametrize(("rows", "classes"), [(4096, 10_000), (2048, 32_000), (16_384, 50_257)])
 def test_a_chunk_on_the_cpu_is_a_small_share(rows: int, classes: int) -> None:
     chunk = chunk_rows(rows, classes, 4, "cpu")
-    assert CPU_LEAST_ROWS <= chunk < rows / 21, "the little else that a call allocates must fit into 5 %, too"
+    assert CPU_LEAST_ROWS <= chunk < rows / 22, "the little else that a call allocates must fit into 5 %, too"
     assert chunk % CPU_TILE == 0, "a product of some rows of a tile takes as long as one of all"
 
 
@@ -34,7 +34,7 @@ def test_a_large_chunk_stays_in_the_cache_if_that_is_no_small_one(rows: int, cla
     assert chunk % CPU_TILE == 0 and chunk >= 2 * chunk_rows(rows, classes, itemsize, "cpu")
 
 
-@pytest.mark.parametrize("rows", [1, 2, 95, 96, 97, 191])
+@pytest.mark.parametrize("rows", [1, 2, 89, 90, 91, 179])
 def test_few_rows_are_one_chunk(rows: int) -> None:
     for device in ("cpu", "cuda"):
         assert chunk_rows(rows, 128_256, 4, device, GIB) == rows
