@@ -92,6 +92,21 @@ int64_t loss_and_gradient(uintptr_t logits, int dtype, uintptr_t target, int64_t
   return bad;
 }
 
+py::tuple sums_and_gradient(uintptr_t logits, int dtype, uintptr_t target, int64_t rows, int64_t cols, int64_t row_stride,
+                            int64_t ignore_index, double nll_weight, double smooth_weight, double z_loss, double soft_cap,
+                            uintptr_t class_weights, bool mean, uintptr_t grad, int64_t grad_row_stride, int threads) {
+  const auto input = input_of(logits, dtype, target, rows, cols, row_stride, ignore_index, nll_weight, smooth_weight,
+                              z_loss, soft_cap, class_weights);
+  const auto gradient = gradient_of(input, grad, grad_row_stride);
+  const int64_t bad = first_bad_target(input);
+  CrossEntropySums sums{};
+  if (bad < 0) {
+    const py::gil_scoped_release unlocked;
+    sums = cross_entropy_sums_and_gradient(input, mean, gradient, threads);
+  }
+  return py::make_tuple(bad, mean ? sums.loss / sums.divisor : sums.loss, sums.nll, sums.correct, sums.z_loss);
+}
+
 }  // namespace
 
 void bind_cross_entropy(py::module_& m) {
@@ -117,5 +132,12 @@ void bind_cross_entropy(py::module_& m) {
         py::arg("row_stride"), py::arg("ignore_index"), py::arg("nll_weight"), py::arg("smooth_weight"),
         py::arg("z_loss") = 0.0, py::arg("soft_cap") = 0.0, py::arg("class_weights") = 0, py::arg("loss"),
         py::arg("nll"), py::arg("correct"), py::arg("stats"), py::arg("row_weight"), py::arg("row_weight_stride"),
+        py::arg("grad"), py::arg("grad_row_stride"), py::arg("threads"));
+  m.def("cross_entropy_sums_and_gradient", &sums_and_gradient,
+        "The gradient of the sum of the losses, or of their mean, which may take the place of the logits. Returns the first "
+        "row with a target out of range, or -1, and {loss (of which the gradient is), nll, correct, z-loss}, sums.",
+        py::arg("logits"), py::arg("dtype"), py::arg("target"), py::arg("rows"), py::arg("cols"),
+        py::arg("row_stride"), py::arg("ignore_index"), py::arg("nll_weight"), py::arg("smooth_weight"),
+        py::arg("z_loss") = 0.0, py::arg("soft_cap") = 0.0, py::arg("class_weights") = 0, py::arg("mean"),
         py::arg("grad"), py::arg("grad_row_stride"), py::arg("threads"));
 }

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "cpu/memory.h"
 
@@ -312,6 +313,33 @@ void cross_entropy_loss_and_gradient(const CrossEntropyInput& input, const float
     }
     finish_streaming();
   }
+}
+
+CrossEntropySums cross_entropy_sums_and_gradient(const CrossEntropyInput& input, bool mean,
+                                                 const CrossEntropyGradient& gradient, int threads) {
+  CrossEntropySums sums{};
+  for (int64_t r = 0; r < input.rows; ++r) {
+    const int64_t target = input.target[r];
+    if (target != input.ignore_index) {
+      sums.divisor += input.class_weights ? input.class_weights[target] : 1.0;
+    }
+  }
+  const float weight = mean ? static_cast<float>(1.0 / sums.divisor) : 1.0f;
+  const auto rows = static_cast<size_t>(input.rows);
+  std::vector<float> loss(rows), nll(rows), stats(2 * rows);
+  std::vector<uint8_t> correct(rows);
+  const CrossEntropyOutput output{loss.data(), nll.data(), correct.data(), stats.data()};
+  cross_entropy_loss_and_gradient(input, &weight, 0, output, gradient, threads);
+  for (size_t r = 0; r < rows; ++r) {
+    sums.loss += loss[r];
+    sums.nll += nll[r];
+    sums.correct += correct[r];
+    if (input.rule.z_loss != 0.0) {
+      const double lse = stats[2 * r] + std::log(static_cast<double>(stats[2 * r + 1]));
+      sums.z_loss += input.rule.z_loss * lse * lse;
+    }
+  }
+  return sums;
 }
 
 }  // namespace pyseq

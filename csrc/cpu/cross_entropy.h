@@ -53,6 +53,18 @@ void cross_entropy_loss_and_gradient(const CrossEntropyInput& input, const float
                                      const CrossEntropyOutput& output, const CrossEntropyGradient& gradient,
                                      int threads);
 
+// Over the rows that are not ignored.
+struct CrossEntropySums {
+  double loss, nll, z_loss;
+  int64_t correct;
+  double divisor;  // of a mean of the losses: the number of rows, or the sum of the class weights of their targets
+};
+
+// Both at once, and nothing is written for each row. The gradient is that of the sum of the losses or, if `mean`, of that
+// over the divisor.
+CrossEntropySums cross_entropy_sums_and_gradient(const CrossEntropyInput& input, bool mean,
+                                                 const CrossEntropyGradient& gradient, int threads);
+
 // Elements of a row between which the shift of the exponentials may change. A block stays in the first-level cache
 // between its maximum and its sums, so that a row is read from memory once.
 constexpr int64_t cross_entropy_block = 2048;

@@ -15,7 +15,7 @@ from torch.nn import _reduction
 
 from pyseq.ops import dispatch
 from pyseq.ops.cross_entropy import library as library
-from pyseq.ops.cross_entropy.autograd import Rows, Sums, donated_sums, total
+from pyseq.ops.cross_entropy.autograd import Rows, Sums, donated_sums
 from pyseq.ops.cross_entropy.checks import check_options, check_shapes
 from pyseq.ops.cross_entropy.definition import (
     CrossEntropyRows,
@@ -24,8 +24,10 @@ from pyseq.ops.cross_entropy.definition import (
     Reduction,
     SmoothingForm,
     TargetOutOfRangeError,
+    divisor_of,
     reference,
     reference_of_probabilities,
+    total,
 )
 from pyseq.ops.cross_entropy.kernels import KERNELS, Kernel, RowResults
 
@@ -114,7 +116,7 @@ def cross_entropy(
     if reduction == "none":
         _check_inplace(inplace)
         return _rows(logits, target, options, ignore_index).loss
-    return _sums(logits, target, options, ignore_index, reduction == "mean", inplace).loss
+    return _sums(logits, target, options, ignore_index, reduction == "mean", inplace, loss_only=True)[0]
 
 
 def _classes_last(input: Tensor, class_dim: int | None) -> Tensor:
@@ -145,7 +147,7 @@ def cross_entropy_sums(
     Arguments and errors are those of :func:`cross_entropy`; classes are the last dimension.
     """
     options = check_options(logits, label_smoothing, smoothing_form, z_loss, soft_cap, weight)
-    return _sums(logits, target, options, ignore_index, False, inplace)
+    return CrossEntropySums(*_sums(logits, target, options, ignore_index, False, inplace, loss_only=False))
 
 
 def cross_entropy_rows(
@@ -183,21 +185,27 @@ def _rows(logits: Tensor, target: Tensor, options: Options, ignore_index: int) -
 
 
 def _sums(
-    logits: Tensor, target: Tensor, options: Options, ignore_index: int, mean: bool, inplace: Inplace | None
-) -> CrossEntropySums:
-    """The sums over all rows; the loss is divided by :func:`divisor_of` where ``mean``."""
+    logits: Tensor,
+    target: Tensor,
+    options: Options,
+    ignore_index: int,
+    mean: bool,
+    inplace: Inplace | None,
+    loss_only: bool,
+) -> tuple[Tensor, ...]:
+    """The sums over all rows, or the first; the loss is divided by :func:`divisor_of` where ``mean``."""
     _check_inplace(inplace)
     check_shapes(logits, target)
-    divisor = divisor_of(target, options.weight, ignore_index) if mean else None
     if not _gradient_comes_along(logits):
         rows = _rows(logits, target, options, ignore_index)
-        loss = total(rows.loss) if divisor is None else total(rows.loss) / divisor
-        return CrossEntropySums(loss, total(rows.nll_loss), rows.correct.sum(), total(rows.z_loss))
+        loss = total(rows.loss) / divisor_of(target, options.weight, ignore_index) if mean else total(rows.loss)
+        return (loss,) if loss_only else (loss, total(rows.nll_loss), rows.correct.sum(), total(rows.z_loss))
     kernel = KERNELS[dispatch.choose("cross_entropy", logits.device.type, logits.dtype)]
-    arguments = target.reshape(-1).long(), options, ignore_index, kernel, divisor
+    arguments = target.reshape(-1).long(), options, ignore_index, kernel, mean, loss_only
     if inplace is None or logits.numel() == 0:
-        return CrossEntropySums(*Sums.apply(_matrix(logits), *arguments))
-    return CrossEntropySums(*donated_sums(logits, *arguments))
+        sums: tuple[Tensor, ...] = Sums.apply(_matrix(logits), *arguments)
+        return sums
+    return donated_sums(logits, *arguments)
 
 
 def _matrix(logits: Tensor) -> Tensor:
@@ -216,18 +224,6 @@ def _gradient_comes_along(logits: Tensor) -> bool:
         and logits.dtype != torch.float16
         and dispatch.choose("cross_entropy", logits.device.type, logits.dtype) != "torch"
     )
-
-
-def divisor_of(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
-    """What a mean divides by: the rows that are not ignored, or the sum of the class weights of their targets. 0-d."""
-    active = target != ignore_index
-    if weight is None:
-        return active.sum()
-    if weight.numel() == 0:
-        return weight.sum()
-    # A target out of range is told of by the kernel; here it must not stop a GPU.
-    of_target = weight[target.clamp(0, weight.numel() - 1).long()]
-    return torch.where(active, of_target, 0.0).sum()
 
 
 def _check_inplace(inplace: str | None) -> None:

@@ -49,20 +49,11 @@ def second_derivative(ctx: Any, *grads: Any) -> Any:
     )
 
 
-def totals(out: RowResults, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sums over the rows of loss, nll, correct and z-loss: fp64 sums in fp32."""
-    return total(out.loss), total(out.nll), out.correct.sum(), total(out.z_loss(options))
-
-
-def total(rows: Tensor) -> Tensor:
-    return rows.sum(dtype=torch.float64).to(rows.dtype)
-
-
 class Sums(torch.autograd.Function):
     """Sums over the rows of [N, V] logits. The gradient is computed with them, and backward hands it out.
 
-    Returns :func:`totals`, with the loss divided by ``divisor``, a 0-d tensor or None for 1. A backward pass that comes
-    again (``retain_graph=True``) computes the gradient again: the first one is not ours any more.
+    Arguments and results are those of :meth:`Kernel.sums_and_gradient`. A backward pass that comes again
+    (``retain_graph=True``) computes the gradient again: the first one is not ours any more.
     """
 
     @staticmethod
@@ -73,36 +64,30 @@ class Sums(torch.autograd.Function):
         options: Options,
         ignore_index: int,
         kernel: type[Kernel],
-        divisor: Tensor | None,
+        mean: bool,
+        loss_only: bool,
     ) -> tuple[Tensor, ...]:
-        ctx.arguments = options, ignore_index, kernel, 1.0 if divisor is None else 1.0 / divisor
-        ctx.target = target
+        ctx.kernel, ctx.arguments = kernel, (target, options, ignore_index, mean)
         grad = gradient_like(logits)
-        out = kernel.loss_and_gradient(logits, target, *_first(ctx.arguments), grad)
+        sums = kernel.sums_and_gradient(logits, target, options, ignore_index, mean, grad, loss_only)
         ctx.gradients = [grad]
         ctx.save_for_backward(logits)
-        loss, *others = totals(out, options)
-        ctx.mark_non_differentiable(*others)
-        return loss if divisor is None else loss / divisor, *others
+        ctx.mark_non_differentiable(*sums[1:])
+        return sums
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
-        options, ignore_index, kernel, _ = ctx.arguments
+        target, _, ignore_index, _ = ctx.arguments
         try:
             grad = ctx.gradients.pop()  # atomic: of two threads one computes it again
         except IndexError:
             (logits,) = ctx.saved_tensors
             grad = gradient_like(logits)
-            kernel.loss_and_gradient(logits, ctx.target, *_first(ctx.arguments), grad)
-        kernel.scale_(grad, grad_loss.detach(), ctx.target, ignore_index)
+            ctx.kernel.sums_and_gradient(logits, *ctx.arguments, grad, True)
+        ctx.kernel.scale_(grad, grad_loss.detach(), target, ignore_index)
         if torch.is_grad_enabled():  # create_graph: a derivative of this gradient must be an error, not zero
             grad = _Differentiated.apply(grad, grad_loss, *ctx.saved_tensors)
-        return grad, *[None] * 5
-
-
-def _first(arguments: tuple[Any, ...]) -> tuple[Options, int, Tensor | float]:
-    options, ignore_index, _, row_weight = arguments
-    return options, ignore_index, row_weight
+        return grad, *[None] * 6
 
 
 class _Differentiated(torch.autograd.Function):
@@ -145,25 +130,24 @@ class _DonatedSums(torch.autograd.Function):
         options: Options,
         ignore_index: int,
         kernel: type[Kernel],
-        divisor: Tensor | None,
+        mean: bool,
+        loss_only: bool,
     ) -> tuple[Tensor, ...]:
         matrix = logits.view(-1, logits.size(-1))
-        row_weight = 1.0 if divisor is None else 1.0 / divisor
-        out = kernel.loss_and_gradient(matrix, target, options, ignore_index, row_weight, matrix)
+        sums = kernel.sums_and_gradient(matrix, target, options, ignore_index, mean, matrix, loss_only)
         ctx.mark_dirty(logits)
         torch.autograd.graph.increment_version(logits)
         ctx.set_materialize_grads(False)
         ctx.arguments = held, target, ignore_index, kernel
-        loss, *others = totals(out, options)
-        ctx.mark_non_differentiable(*others)
-        return loss if divisor is None else loss / divisor, *others, logits
+        ctx.mark_non_differentiable(*sums[1:])
+        return *sums, logits
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor | None, *others: Any) -> tuple[Tensor | None, ...]:
         if others[-1] is not None:
             raise RuntimeError("logits were used after they had been donated to cross_entropy. " + _REMEDY)
         if grad_loss is None:
-            return (None,) * 7
+            return (None,) * 8
         if torch.is_grad_enabled():
             second_derivative(ctx)
         held, target, ignore_index, kernel = ctx.arguments
@@ -174,7 +158,7 @@ class _DonatedSums(torch.autograd.Function):
         if grad._version != version:
             raise RuntimeError("donated logits were modified: their memory holds the gradient. " + _REMEDY)
         kernel.scale_(grad.view(-1, grad.size(-1)), grad_loss, target, ignore_index)
-        return grad, *[None] * 6
+        return grad, *[None] * 7
 
 
 _REMEDY = 'Leave inplace="donate" out where the logits, or their gradient, are needed twice.'

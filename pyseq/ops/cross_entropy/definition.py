@@ -79,6 +79,23 @@ def out_of_range(target: Tensor, row: int, classes: int, ignore_index: int) -> T
     )
 
 
+def divisor_of(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
+    """What a mean divides by: the rows that are not ignored, or the sum of the class weights of their targets. 0-d."""
+    active = target != ignore_index
+    if weight is None:
+        return active.sum()
+    if weight.numel() == 0:
+        return weight.sum()
+    # A target out of range is told of by the kernel; here it must not stop a GPU.
+    of_target = weight[target.clamp(0, weight.numel() - 1).long()]
+    return torch.where(active, of_target, 0.0).sum()
+
+
+def total(rows: Tensor) -> Tensor:
+    """The sum of the rows: an fp64 sum, rounded to fp32."""
+    return rows.sum(dtype=torch.float64).to(rows.dtype)
+
+
 def reference(logits: Tensor, target: Tensor, options: Options, ignore_index: int) -> CrossEntropyRows:
     """The rows of [N, V] logits and [N] targets, in plain torch: what the kernels compute.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyseq.ops import dispatch
-from pyseq.ops.cross_entropy.definition import Options, out_of_range
+from pyseq.ops.cross_entropy.definition import Options, divisor_of, out_of_range, total
 
 dispatch.register_operation(
     "cross_entropy", cpp=dispatch.KERNEL_DTYPES, triton=dispatch.KERNEL_DTYPES, cuda=dispatch.KERNEL_DTYPES
@@ -77,6 +77,28 @@ class Kernel:
                 themselves, which are then lost; it may not overlap them otherwise.
         """
         raise NotImplementedError
+
+    @classmethod
+    def sums_and_gradient(
+        cls,
+        logits: Tensor,
+        target: Tensor,
+        options: Options,
+        ignore_index: int,
+        mean: bool,
+        grad: Tensor,
+        loss_only: bool,
+    ) -> tuple[Tensor, ...]:
+        """The sums of the rows' losses and, unless ``loss_only``, of nll, correct and z-loss; 0-d.
+
+        A ``mean`` is the sum of the losses over :func:`divisor_of`. ``grad`` receives the gradient of the first result,
+        as in :meth:`loss_and_gradient`.
+        """
+        divisor = divisor_of(target, options.weight, ignore_index) if mean else None
+        row_weight = 1.0 if divisor is None else divisor.reciprocal()
+        out = cls.loss_and_gradient(logits, target, options, ignore_index, row_weight, grad)
+        loss = total(out.loss) if divisor is None else total(out.loss) / divisor
+        return (loss,) if loss_only else (loss, total(out.nll), out.correct.sum(), total(out.z_loss(options)))
 
     @staticmethod
     def scale_(grad: Tensor, factor: Tensor, target: Tensor, ignore_index: int) -> None:
@@ -149,6 +171,33 @@ class CppKernel(Kernel):
         if bad >= 0:
             raise out_of_range(target, bad, logits.size(1), ignore_index)
         return out
+
+    @classmethod
+    def sums_and_gradient(
+        cls,
+        logits: Tensor,
+        target: Tensor,
+        options: Options,
+        ignore_index: int,
+        mean: bool,
+        grad: Tensor,
+        loss_only: bool,
+    ) -> tuple[Tensor, ...]:
+        logits, target = strided(logits), target.contiguous()
+        check_gradient(grad, logits)
+        bad, loss, nll, correct, z_loss = dispatch.required_core().cross_entropy_sums_and_gradient(
+            *_described(logits, target, options, ignore_index),
+            mean,
+            grad.data_ptr(),
+            grad.stride(0),
+            torch.get_num_threads(),
+        )
+        if bad >= 0:
+            raise out_of_range(target, bad, logits.size(1), ignore_index)
+        first = torch.tensor(loss, dtype=torch.float32)
+        if loss_only:
+            return (first,)
+        return first, first.new_tensor(nll), torch.tensor(correct), first.new_tensor(z_loss)
 
     @staticmethod
     def scale_(grad: Tensor, factor: Tensor, target: Tensor, ignore_index: int) -> None:

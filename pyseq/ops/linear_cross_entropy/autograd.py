@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyseq.ops.cross_entropy import Kernel, Options
-from pyseq.ops.cross_entropy.autograd import total
+from pyseq.ops.cross_entropy.definition import total
 from pyseq.ops.linear_cross_entropy.run import NONE, Gradients, Problem, Wanted, run
 
 
