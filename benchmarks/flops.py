@@ -1,7 +1,8 @@
-"""Operations of a training update that a model cannot do without, from real tokens alone: padding is no work.
+"""Operations that a model cannot do without, from real tokens alone: padding is no work.
 
-Each weight of a layer's matrices and of the output projection takes part in 6 operations a token (Kaplan et al., 2020,
-section 2.1); attention in 12 C for each pair of a query and a key it may see, a layer. Embeddings are looked up.
+Each weight of a layer's matrices and of the output projection takes part in 2 operations a token of a forward pass;
+attention in 4 C for each pair of a query and a key it may see, a layer. An update takes three times as many (Kaplan et
+al., 2020, section 2.1). Embeddings are looked up.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-FORWARD_AND_BACKWARD = 6  # 2 operations a multiply-add, of the forward pass and of two gradients
+MULTIPLY_ADD = 2
+FORWARD_AND_BACKWARD = 3  # the gradients of both factors of a product are products of its size
 
 
 class Counter:
@@ -35,17 +37,18 @@ class Counter:
         self.encoder_width = 0 if encoder is None else encoder.embed_tokens.weight.size(1) * len(encoder.layers)
 
     def of(self, sources: Any, targets: Any) -> float:
-        """Args: lengths of the sentences on both sides, [B]; of a language model, targets alone (sources None)."""
+        """Of an update. Args: lengths of the sentences on both sides, [B]; of a language model, sources are None."""
+        return FORWARD_AND_BACKWARD * self.forward(sources, targets)
+
+    def forward(self, sources: Any, targets: Any, beam: int = 1) -> float:
+        """Of a forward pass, or of the steps of a search with a key/value cache for ``beam`` hypotheses a sentence."""
         t = np.asarray(targets, dtype=np.float64)
-        total = FORWARD_AND_BACKWARD * self.decoder * t.sum()
-        total += FORWARD_AND_BACKWARD * self.decoder_width * (t * (t + 1)).sum()  # half of the pairs: causal
+        total = beam * (self.decoder * t.sum() + self.decoder_width * (t * (t + 1)).sum())  # half of the pairs: causal
         if sources is not None:
             s = np.asarray(sources, dtype=np.float64)
-            total += FORWARD_AND_BACKWARD * (self.encoder + self.cross) * s.sum()
-            total += (
-                2 * FORWARD_AND_BACKWARD * (self.encoder_width * (s * s).sum() + self.decoder_width * (s * t).sum())
-            )
-        return float(total)
+            total += (self.encoder + self.cross) * s.sum()
+            total += 2 * (self.encoder_width * (s * s).sum() + beam * self.decoder_width * (s * t).sum())
+        return float(MULTIPLY_ADD * total)
 
 
 def lengths_of(sample: dict[str, Any], padding: int, pairs: bool) -> tuple[Any, Any]:

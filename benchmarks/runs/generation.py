@@ -2,6 +2,9 @@
 
 Seconds are those that the command says it translated for. All sides get the same sentences; scores and lengths of the
 hypotheses are compared before the timing, those of the tiny model with what fairseq once printed.
+
+Operations are counted for as many steps as the best hypothesis has tokens. A search goes on until it knows that there is
+no better one, so that is a lower bound, but where sentences are cut.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from pathlib import Path
 import torch
 
 from .. import corpora, fairseq, machine, processes, recipes, settings
+from ..flops import Counter
 from ..harness import Case, Outcome, Sample, Side, Unavailable, Work
 from ..recipes import ALL_OFF, DEFAULT
 
@@ -22,7 +26,8 @@ BOUND = 1e-2  # one sentence in ten thousand tokens may end elsewhere; scores th
 # A model in 8 bits scores otherwise (by 0.07 where products are exact), and one sentence in ten comes out otherwise.
 INT8_BOUND = 0.15
 TURNS = 3
-OPTIONS = ("--beam", "5", "--remove-bpe", "--max-tokens", "4096", "--gen-subset", "test")
+BEAM = 5
+OPTIONS = ("--beam", str(BEAM), "--remove-bpe", "--max-tokens", "4096", "--gen-subset", "test")
 Inputs = Callable[[], tuple[Path, Path]]  # data folder, checkpoint
 
 
@@ -39,13 +44,35 @@ def hypotheses(lines: Iterable[str]) -> Outcome:
     return {"scores": torch.tensor(scores), "lengths": torch.tensor(lengths, dtype=torch.float32)}
 
 
-def side(name: str, command: Sequence[str], arguments: Sequence[str], env: Mapping[str, str]) -> Side:
+Count = Callable[[Iterable[str]], float]
+
+
+def counter(data: Path, checkpoint: Path) -> Count:
+    """Counts the operations that a beam search needs for what a command has printed."""
+    from pyseq.data.data_utils import load_indexed_dataset
+    from pyseq.training.checkpoint import load_model_ensemble_and_task
+
+    models, _, task = load_model_ensemble_and_task([str(checkpoint)], {"data": str(data)})
+    source, target = task.source_language, task.target_language
+    lengths = load_indexed_dataset(str(data / f"test.{source}-{target}.{source}")).sizes
+    count = Counter(models[0])
+
+    def operations(lines: Iterable[str]) -> float:
+        heads = [line.split("\t") for line in lines if line.startswith("P-")]
+        numbers = [int(head[2:]) for head, _ in heads]
+        return count.forward(lengths[numbers], [len(scores.split()) for _, scores in heads], BEAM)
+
+    return operations
+
+
+def side(name: str, command: Sequence[str], arguments: Sequence[str], env: Mapping[str, str], count: Count) -> Side:
     def run() -> processes.Finished:
         return processes.execute([*command, *arguments], env)
 
     def measure() -> Sample:
         done = run()
-        return done.sample() | fairseq.translation_figures(done.lines)
+        flops = {"flops": count(line for _, line in done.lines)}
+        return done.sample() | fairseq.translation_figures(done.lines) | flops
 
     return Side(name, measure=measure, outcome=lambda: hypotheses(line for _, line in run().lines))
 
@@ -79,10 +106,10 @@ def ctranslate2(name: str, compute_type: str, arguments: Sequence[str], bound: f
 CTRANSLATE2 = (("CTranslate2, fp32", "float32", BOUND), ("CTranslate2, int8", "int8", INT8_BOUND))
 
 
-def fairseq_side(arguments: Sequence[str]) -> Side:
+def fairseq_side(arguments: Sequence[str], count: Count) -> Side:
     if "--num-shards" in arguments:
         raise Unavailable("fairseq-generate does not heed --num-shards")
-    return side("fairseq", fairseq.command("generate"), arguments, fairseq.environment())
+    return side("fairseq", fairseq.command("generate"), arguments, fairseq.environment(), count)
 
 
 def recorded() -> tuple[str, Outcome]:
@@ -118,17 +145,20 @@ def case(
         work = Work(config, [], BOUND, unit="sentences", cold=False, turns=1 if quick else TURNS, warm_up=False)
         if expected is not None and not quick:
             work.expected = expected()
+        count = counter(data, checkpoint)
         for variant in (DEFAULT, ALL_OFF):
             env = processes.environment(variant.environment)
             command = processes.pyseq_command("generate")
-            work.sides.append(side(variant.name, command, [*arguments, *variant.flags], env))
+            work.sides.append(side(variant.name, command, [*arguments, *variant.flags], env, count))
         if quick:
             work.skipped |= dict.fromkeys(("fairseq", *(name for name, *_ in CTRANSLATE2)), "not in a smoke run")
-            return work
-        work.add("fairseq", partial(fairseq_side, arguments))
-        if device.type == "cpu":
+        else:
+            work.add("fairseq", partial(fairseq_side, arguments, count))
+        if device.type == "cpu" and not quick:
             for name, compute_type, bound in CTRANSLATE2:
                 work.add(name, partial(ctranslate2, name, compute_type, arguments, bound))
+        dtype = torch.bfloat16 if "--bf16" in options else torch.float32
+        work.sides.append(machine.matrix_yardstick(device, dtype, quick))
         return work
 
     return build

@@ -110,5 +110,8 @@ def test_operations_are_counted_as_by_hand() -> None:
         sum(n * n for n in s) + sum(a * b for a, b in zip(s, t))
     )
     assert Counter(model).of(s, t) == weights + attention
+    once = 2 * (32 + 16 + 16) * sum(s) + 4 * 4 * sum(n * n for n in s)
+    for_each = 2 * (16 + 40) * sum(t) + 2 * 4 * sum(n * (n + 1) for n in t) + 4 * 4 * sum(a * b for a, b in zip(s, t))
+    assert Counter(model).forward(s, t, beam=3) == once + 3 * for_each
     sample = {"target": torch.tensor([[4, 5, 1], [4, 5, 6]]), "net_input": SimpleNamespace()}
     assert lengths_of(sample, 1, pairs=False)[1].tolist() == [2, 3]

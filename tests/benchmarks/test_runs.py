@@ -31,6 +31,8 @@ def check(case: Case) -> None:
     assert result["checks"] or case.name.startswith(("startup/", "growth/")), "nothing was compared"
     for side in result["sides"]:
         assert len(side["seconds"]) == 1 and side["seconds"][0] > 0
+    if case.name.startswith("generate/"):
+        assert all(side["flops"][0] > 0 for side in result["sides"] if side["name"].startswith("pyseq"))
     if case.name.startswith(("train/", "switches/")):
         ours = result["sides"][0]
         assert ours["amount"][0] > 0 and ours["flops"][0] > 0 and ours["resident_bytes"][0] > 5e7

@@ -56,6 +56,14 @@ def test_packing_and_compiling_are_told_apart(train_argv: list[str], tmp_path: P
         train.main([*train_argv, "--save-dir", str(tmp_path), "--compile", "--packed"])
 
 
+def test_no_compiler_is_told_of_before_anything_is_loaded(
+    train_argv: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler -O2")
+    with pytest.raises(ConfigError, match=r"--compile needs a C\+\+ compiler"):
+        train.main([*train_argv, "--compile"])
+
+
 @pytest.mark.slow
 def test_a_compiled_run_is_the_run_without(train_argv: list[str], tmp_path: Path) -> None:
     torch._dynamo.reset()
