@@ -3,8 +3,8 @@
 Seconds are those that the command says it translated for. All sides get the same sentences; scores and lengths of the
 hypotheses are compared before the timing, those of the tiny model with what fairseq once printed.
 
-Operations are counted for as many steps as the best hypothesis has tokens. A search goes on until it knows that there is
-no better one, so that is a lower bound, but where sentences are cut.
+Operations are counted for as many steps as the best hypothesis has tokens. A search goes on until it knows that there
+is no better one, so that is a lower bound, but where sentences are cut.
 """
 
 from __future__ import annotations
