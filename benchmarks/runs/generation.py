@@ -49,11 +49,13 @@ Count = Callable[[Iterable[str]], float]
 
 def counter(data: Path, checkpoint: Path) -> Count:
     """Counts the operations that a beam search needs for what a command has printed."""
+    from pyseq.cli.plugins import load_plugins
     from pyseq.data.data_utils import load_indexed_dataset
     from pyseq.training.checkpoint import load_model_ensemble_and_task
 
+    load_plugins()
     models, _, task = load_model_ensemble_and_task([str(checkpoint)], {"data": str(data)})
-    source, target = task.source_language, task.target_language
+    source, target = task.cfg.source_lang, task.cfg.target_lang
     lengths = load_indexed_dataset(str(data / f"test.{source}-{target}.{source}")).sizes
     count = Counter(models[0])
 
