@@ -56,7 +56,7 @@ bool set_device(const TensorImpl& tensor, TensorView* view) {
   return device.is_cpu() || device.is_cuda();
 }
 
-// Others go through DLPack, which knows what to make of them or says why not.
+// Others are left to Python, which knows what to make of them or says why not.
 bool is_plain(const TensorImpl& tensor) {
   constexpr c10::DispatchKeySet unusual({c10::DispatchKey::Negative, c10::DispatchKey::Conjugate,
                                          c10::DispatchKey::Python, c10::DispatchKey::FuncTorchGradWrapper,
@@ -121,7 +121,6 @@ void prefetch(PyObject* const* items, int64_t i, int64_t count) {
   if (const TensorImpl* tensor = implementation_at(items, i + ahead, count)) {
     if (const at::Tensor* found = gradient(*tensor)) {
       prefetch_storage(*found->unsafeGetTensorImpl());
-      __builtin_prefetch(found->unsafeGetTensorImpl()->pyobj_slot()->load_pyobj());
     }
   }
 }
