@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -222,6 +222,9 @@ def test_any_shape(rows: int, cols: int, p: float, parts: int) -> None:
     case.bias = case.bias if parts & 4 else None
     want, theirs, ours = oracle(case), run("torch", case), run("cpp", case)
     assert want.keys() == theirs.keys() == ours.keys()
+    # A row of which dropout leaves one number is normalized to a constant: its gradient is the rest of terms that cancel.
+    z = want.get("z")
+    assume(z is None or cols == 1 or case.residual is not None or bool((z.ne(0).sum(1) != 1).all()))
     for name in ours:
         assert_near(ours[name], theirs[name], want[name], factor=4.0, ulps=4.0, name=name)  # one small draw at a time
 
