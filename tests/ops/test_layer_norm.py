@@ -222,7 +222,7 @@ def test_any_shape(rows: int, cols: int, p: float, parts: int) -> None:
     case.bias = case.bias if parts & 4 else None
     want, theirs, ours = oracle(case), run("torch", case), run("cpp", case)
     assert want.keys() == theirs.keys() == ours.keys()
-    # A row of which dropout leaves one number is normalized to a constant: its gradient is the rest of terms that cancel.
+    # A row of which dropout leaves one number is normalized to a constant: its gradient is terms that cancel.
     z = want.get("z")
     assume(z is None or cols == 1 or case.residual is not None or bool((z.ne(0).sum(1) != 1).all()))
     for name in ours:
