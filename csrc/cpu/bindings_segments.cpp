@@ -298,7 +298,8 @@ void bind_segments(py::module_& m) {
       .def("described", &AdamTable::described, "{dtype numbers of the columns, device type and index of DLPack}.");
   m.def("same_items", &same_items, "Whether two lists have the very same objects, without a look at any.", py::arg("a"),
         py::arg("b"));
-  m.def("use_tensor_access", &use_tensor_access, "Reads tensors as pyseq._torch does from now on; as DLPack does, with None.", py::arg("access").none(true));
+  m.def("use_tensor_access", &use_tensor_access,
+        "Reads tensors as pyseq._torch does from now on; as DLPack does, with None.", py::arg("access").none(true));
   m.def("increment_versions", &increment_versions,
         "As torch.autograd.graph.increment_version. False: that has to be called, nothing is known of how far this got.",
         py::arg("tensors"));

@@ -2,7 +2,8 @@
 
 Whether element i stays depends on a seed and on i alone (:mod:`pyseq.ops.random`): no mask is kept for the backward
 pass, which draws it again, and the result is the same for any number of threads, on every back end. A number has 16
-bits, so ``p`` counts as the nearest multiple of 2^-16; what stays is scaled by ``1 / (1 - p)`` exactly.
+bits, so as many are dropped as the nearest multiple of 2^-16 says; what stays is scaled by ``1 / (1 - p)``, with ``p``
+as given. ``p`` below 2^-17 is 0.
 """
 
 from __future__ import annotations

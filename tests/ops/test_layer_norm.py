@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 import pyseq.ops as ops
 from pyseq.ops import dispatch
 from pyseq.ops.dropout import keep_mask
-from support.accuracy import assert_near
+from support.accuracy import assert_near, error
 from support.backends import is_interpreted, running_on, using_isa
 
 # The interpreter computes with numpy, which warns where nan is the right answer.
@@ -98,7 +98,8 @@ def oracle(case: Case) -> dict[str, Tensor]:
     wide = case.to(torch.float64)
     cols = wide.x.size(1)
     keep = keep_mask(torch.tensor([SEED]), wide.x.numel(), case.p).view(wide.x.shape)
-    kept_scale = torch.where(keep, 1 / (1 - case.p), 0.0).double()
+    scale = 1 / (1 - case.p) if case.p >= 2**-17 else 1.0  # less than half a step of the random numbers: no dropout
+    kept_scale = torch.where(keep, scale, 0.0).double()
     z = torch.where(keep, wide.x * kept_scale, 0.0) + (0.0 if wide.residual is None else wide.residual)
     mean = z.mean(1, keepdim=True)
     deviation = ((z - mean).square().mean(1, keepdim=True) + case.eps).sqrt()
@@ -214,19 +215,40 @@ def test_repeatable_and_independent_of_threads(isa: str) -> None:
     assert all(torch.equal(results[0][name], other[name]) for other in results[1:] for name in NAMES)
 
 
+def sizes_of_terms(case: Case, exact: dict[str, Tensor]) -> dict[str, float]:
+    """The largest of what is added up to each result. Rounding is relative to that, and sums may cancel.
+
+    Where dropout leaves a row one number, the gradient of that number is nothing but terms that cancel. And numbers
+    that are close to each other, for their size, are far from exact once their mean is subtracted.
+    """
+    wide, z = case.to(torch.float64), exact["z"]
+    deviation = (z.var(1, unbiased=False, keepdim=True) + case.eps).sqrt()
+    lost = 1 + z.abs().amax(1, keepdim=True) / deviation
+    weight = torch.ones(z.size(1)).double() if wide.weight is None else wide.weight.abs()
+    bias = 0.0 if wide.bias is None else wide.bias.abs()
+    grad = wide.grad_y.abs()
+    of_z = (grad * weight).amax(1, keepdim=True) / deviation * lost + wide.grad_z.abs()
+    terms = {"y": lost * weight + bias, "z": z.abs(), "x": of_z / (1 - case.p), "residual": of_z}
+    terms |= {"weight": (grad * lost).sum(0), "bias": grad.sum(0)}
+    return {name: float(sizes.max()) for name, sizes in terms.items()}
+
+
+@needs_core
 @given(rows=st.integers(0, 70), cols=st.integers(1, 300), p=st.floats(0, 0.9), parts=st.integers(0, 7))
 @settings(max_examples=40, deadline=None)
 def test_any_shape(rows: int, cols: int, p: float, parts: int) -> None:
     case = some(rows, cols, p=p, residual=bool(parts & 1))
     case.weight = case.weight if parts & 2 else None
     case.bias = case.bias if parts & 4 else None
-    want, theirs, ours = oracle(case), run("torch", case), run("cpp", case)
-    assert want.keys() == theirs.keys() == ours.keys()
-    # A row of which dropout leaves one number is normalized to a constant: its gradient is terms that cancel.
-    z = want.get("z")
-    assume(z is None or cols == 1 or case.residual is not None or bool((z.ne(0).sum(1) != 1).all()))
-    for name in ours:
-        assert_near(ours[name], theirs[name], want[name], factor=4.0, ulps=4.0, name=name)  # one small draw at a time
+    want, ours = oracle(case), run("cpp", case)
+    assert want.keys() == ours.keys()
+    if rows == 0:
+        assert all(result.count_nonzero() == 0 for result in ours.values())
+        return
+    sizes = sizes_of_terms(case, want)
+    for name, result in ours.items():
+        allowed = 4 * torch.finfo(torch.float32).eps * sizes[name]
+        assert error(result, want[name]) <= allowed, (name, allowed)
 
 
 def test_without_anything_before_it_is_that_of_torch() -> None:
