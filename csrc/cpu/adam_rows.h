@@ -24,6 +24,12 @@ static inline void store_some(T* p, Vec a, int count) {
   }
 }
 
+// What an update does beside the moments and the parameter.
+struct Form {
+  AdamTerms terms;
+  bool amsgrad, zero_grads;
+};
+
 template <class P, class G, class S, Extra extra>
 struct Rows {
   static constexpr bool stochastic = std::is_same<S, bf16>::value;
@@ -59,9 +65,9 @@ struct Rows {
     }
   }
 
-  // `count` elements from `i` on; inlined, so that it is compiled apart for whole vectors.
+  // `count` elements from `i` on; inlined, so that it is compiled apart for whole vectors and for each form.
   static inline __attribute__((always_inline)) void vector_at(const AdamRow& row, int64_t i, int count,
-                                                              const AdamStep& step, bool zero_grads, Bits random) {
+                                                              const AdamStep& step, Form form, Bits random) {
     S* const m = static_cast<S*>(row.exp_avg) + i;
     S* const v = static_cast<S*>(row.exp_avg_sq) + i;
     G* const g = static_cast<G*>(row.grad) + i;
@@ -69,22 +75,31 @@ struct Rows {
     Vec exp_avg = load_some(m, count);
     Vec exp_avg_sq = load_some(v, count);
     const Vec grad = load_some(g, count);
-    if (row.max_exp_avg_sq == nullptr) {
-      adam_update<Vec>(step, grad, &param, &exp_avg, &exp_avg_sq, nullptr);
+    if (!form.amsgrad) {
+      adam_update<Vec>(step, form.terms, grad, &param, &exp_avg, &exp_avg_sq, nullptr);
       store_state(v, exp_avg_sq, high_halves(random), count);
     } else {
       S* const max = static_cast<S*>(row.max_exp_avg_sq) + i;
       const Vec before = load_some(max, count);
       Vec largest = before;
-      adam_update<Vec>(step, grad, &param, &exp_avg, &exp_avg_sq, &largest);
+      adam_update<Vec>(step, form.terms, grad, &param, &exp_avg, &exp_avg_sq, &largest);
       store_state(v, exp_avg_sq, high_halves(random), count);
       store_some(max, stochastic ? larger(before, load_some(v, count)) : largest, count);
     }
     store_state(m, exp_avg, random, count);
     store_param(row, i, param, count);
-    if (zero_grads) {
+    if (form.zero_grads) {
       store_some(g, Vec(0.0f), count);
     }
+  }
+
+  // Whole vectors from `i` on. Returns where they end.
+  static inline __attribute__((always_inline)) int64_t loop(const AdamRow& row, int64_t i, int64_t end,
+                                                            const AdamStep& step, Form form) {
+    for (; i + Vec::width <= end; i += Vec::width) {
+      vector_at(row, i, Vec::width, step, form, Bits{});
+    }
+    return i;
   }
 
   // Row and step are copies: what is stored cannot change them, so they need not be read again for every vector.
@@ -92,14 +107,16 @@ struct Rows {
                      const AdamOptions& options) {
     const AdamRow row = given_row;
     const AdamStep step = given_step;
-    const bool zero_grads = options.zero_grads;
+    const Form form{adam_terms(step), row.max_exp_avg_sq != nullptr, options.zero_grads};
     int64_t i = begin;
     if constexpr (!stochastic) {
-      for (; i + Vec::width <= end; i += Vec::width) {
-        vector_at(row, i, Vec::width, step, zero_grads, Bits{});
-      }
+      // The common forms have loops of their own. A processor looks a number of instructions ahead: the fewer a vector
+      // takes, the more memory it asks for at once.
+      i = form.terms.l2 || form.amsgrad || form.zero_grads ? loop(row, begin, end, step, form)
+          : form.terms.decay ? loop(row, begin, end, step, Form{{false, true}, false, false})
+                             : loop(row, begin, end, step, Form{{false, false}, false, false});
       if (i < end) {
-        vector_at(row, i, static_cast<int>(end - i), step, zero_grads, Bits{});
+        vector_at(row, i, static_cast<int>(end - i), step, form, Bits{});
       }
       return;
     }
@@ -109,9 +126,9 @@ struct Rows {
       const RandomTile tile = random_tile(stream, static_cast<uint64_t>(i) / random_tile_words);
       for (int k = 0; k < RandomTile::vectors && i < end; ++k, i += Vec::width) {
         if (end - i >= Vec::width) {
-          vector_at(row, i, Vec::width, step, zero_grads, tile.bits[k]);
+          vector_at(row, i, Vec::width, step, form, tile.bits[k]);
         } else {
-          vector_at(row, i, static_cast<int>(end - i), step, zero_grads, tile.bits[k]);
+          vector_at(row, i, static_cast<int>(end - i), step, form, tile.bits[k]);
         }
       }
     }

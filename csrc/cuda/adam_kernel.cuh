@@ -174,12 +174,12 @@ struct Adam {
     float m = to_float(*exp_avg);
     float v = to_float(*exp_avg_sq);
     if (!amsgrad) {
-      adam_update<float>(now.step, grad, &p, &m, &v, nullptr);
+      adam_update<float>(now.step, adam_terms(now.step), grad, &p, &m, &v, nullptr);
       *exp_avg_sq = round_state(v, random >> 16);
     } else {
       const float before = to_float(*max);
       float largest = before;
-      adam_update<float>(now.step, grad, &p, &m, &v, &largest);
+      adam_update<float>(now.step, adam_terms(now.step), grad, &p, &m, &v, &largest);
       *exp_avg_sq = round_state(v, random >> 16);
       *max = stochastic ? from_float<S>(larger(before, to_float(*exp_avg_sq))) : from_float<S>(largest);
     }

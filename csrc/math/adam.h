@@ -54,14 +54,22 @@ PYSEQ_RULE float root(float a) { return ::sqrtf(a); }
 // Where either is nan, the result is nan.
 PYSEQ_RULE float larger(float a, float b) { return a > b || a != a ? a : b; }
 
+// The terms that a step has. Callers that know them before they are compiled, have loops without branches.
+struct AdamTerms {
+  bool l2, decay;
+};
+
+PYSEQ_RULE AdamTerms adam_terms(const AdamStep& step) { return {step.l2 != 0.0f, step.decay != 0.0f}; }
+
 // F is float or a vector of it. `largest` is null, or the largest v so far, which takes the place of v (amsgrad).
 template <class F>
-PYSEQ_RULE void adam_update(const AdamStep& step, F grad, F* param, F* exp_avg, F* exp_avg_sq, F* largest) {
+PYSEQ_RULE void adam_update(const AdamStep& step, AdamTerms terms, F grad, F* param, F* exp_avg, F* exp_avg_sq,
+                            F* largest) {
   F g = grad * F(step.gradient);
-  if (step.l2 != 0.0f) {
+  if (terms.l2) {
     g = fma(F(step.l2), *param, g);
   }
-  const F decayed = step.decay != 0.0f ? fma(F(-step.decay), *param, *param) : *param;
+  const F decayed = terms.decay ? fma(F(-step.decay), *param, *param) : *param;
   // Not beta1 m + (1 - beta1) g: the roundings of the two factors do not add up to 1, and m would drift.
   *exp_avg = fma(F(step.rest1), g - *exp_avg, *exp_avg);
   *exp_avg_sq = fma(F(step.beta2), *exp_avg_sq, F(step.rest2) * g * g);

@@ -89,7 +89,7 @@ void check_case(int64_t numel, size_t offset, Extra extra, bool amsgrad) {
   for (size_t i = offset; i < before.param.size(); ++i) {
     float param = extra == Extra::none ? to_float(before.param[i]) : before.master[i];
     float m = to_float(before.exp_avg[i]), v = to_float(before.exp_avg_sq[i]), max = to_float(before.largest[i]);
-    adam_update(step, to_float(before.grad[i]), &param, &m, &v, amsgrad ? &max : nullptr);
+    adam_update(step, adam_terms(step), to_float(before.grad[i]), &param, &m, &v, amsgrad ? &max : nullptr);
     float got = to_float(after.param[i]);
     if (extra == Extra::master) {
       got = after.master[i];

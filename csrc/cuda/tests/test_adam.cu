@@ -115,7 +115,7 @@ void update_on_host(const AdamCase& c, const AdamStep& step, RandomStream stream
     const float before = c.amsgrad ? static_cast<float>(number_at((*host)[4], c.dtypes.state, i)) : 0.0f;
     float most = before;
     const float grad = static_cast<float>(number_at((*host)[1], c.dtypes.grad, i));
-    adam_update<float>(step, grad, &p, &m, &v, c.amsgrad ? &most : nullptr);
+    adam_update<float>(step, adam_terms(step), grad, &p, &m, &v, c.amsgrad ? &most : nullptr);
     const uint32_t random = random_word(stream, i);
     set_state(c, host, 2, i, m, random & 0xffffu);
     set_state(c, host, 3, i, v, random >> 16);
