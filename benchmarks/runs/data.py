@@ -176,7 +176,8 @@ def tensors(device: torch.device, quick: bool) -> Work:
 
 
 def binarise(device: torch.device, quick: bool) -> Work:
-    """Lines of text to token ids; a dictionary lookup in Python is the peer."""
+    """A text file to token ids; a dictionary lookup in Python is the peer."""
+    need_core()
     random = np.random.default_rng(1)
     dictionary = Dictionary()
     for number in range(WORDS):
@@ -184,22 +185,26 @@ def binarise(device: torch.device, quick: bool) -> Work:
     count = QUICK_SENTENCES if quick else SENTENCES // 10
     lengths = np.clip(random.lognormal(3.0, 0.6, count), 2, 200).astype(np.int64)
     ids = np.floor(WORDS ** random.random(lengths.sum())).astype(np.int64) - 1
-    lines = [" ".join(f"w{i}" for i in line) for line in np.split(ids, np.cumsum(lengths)[:-1])]
+    text = corpora.new_scratch_folder() / "text"
+    lines = np.split(ids, np.cumsum(lengths)[:-1])
+    text.write_text("".join(" ".join(f"w{i}" for i in line) + "\n" for line in lines))
     binarizer = VocabularyBinarizer(dictionary)
 
-    def lookup() -> Any:
-        index, unknown = dictionary.indices, dictionary.unk()
-        found: list[int] = []
-        for line in lines:
-            found += [index.get(word, unknown) for word in line.split()]
-            found.append(EOS)
-        return np.array(found, dtype=np.int64)
+    def ours() -> Any:
+        return binarizer.binarize_piece(str(text), 0, text.stat().st_size).tokens
+
+    def in_python() -> Any:
+        found = []
+        with text.open(encoding="utf-8") as file:
+            for line in file:
+                found += [dictionary.indices.get(word, dictionary.unk_index) for word in line.split()]
+                found.append(dictionary.eos_index)
+        return np.array(found, dtype=np.int32)
 
     tokens = float(lengths.sum() + count)
-    ours = lambda: binarizer.binarize(lines)  # noqa: E731
     sides = [
-        Side("pyseq", ours, outcome=lambda: {"tokens": _flat(ours().tokens.astype(np.int64))}, amount=tokens),
-        Side("dict.get in Python", lookup, outcome=lambda: {"tokens": _flat(lookup())}, amount=tokens),
+        Side("pyseq", ours, outcome=lambda: {"tokens": _flat(ours())}, amount=tokens),
+        Side("dict.get in Python", in_python, outcome=lambda: {"tokens": _flat(in_python())}, amount=tokens),
     ]
     return Work({"lines": count, "words": WORDS}, sides, bound=0.0, unit="tokens", cold=False)
 
