@@ -70,20 +70,23 @@ class AdamTable {
       return py::none();
     }
     py::list grads(static_cast<size_t>(items.count));
-    bool moved = false;
+    moved_ = false;
     for (int64_t i = 0; i < items.count; ++i) {
       TensorReader::get().prefetch(items.items, i, items.count);
-      PyObject* grad = follow_row(items.items[i], static_cast<size_t>(i), &moved);
+      PyObject* grad = follow_row(items.items[i], static_cast<size_t>(i));
       if (grad == nullptr) {
         return py::none();
       }
       PyList_SET_ITEM(grads.ptr(), i, grad);
     }
-    if (moved) {
+    if (moved_) {
       join();
     }
     return std::move(grads);
   }
+
+  // Whether a gradient lies elsewhere than before the last follow().
+  bool moved() const { return moved_; }
 
   // As pyseq/ops/segments.py has them.
   py::bytearray rows() const { return as_bytes(rows_.data(), rows_.size() * sizeof(AdamRow)); }
@@ -190,7 +193,7 @@ class AdamTable {
   }
 
   // A new reference to the gradient of tensor i; null where something else than it is new.
-  PyObject* follow_row(PyObject* param, size_t i, bool* moved) {
+  PyObject* follow_row(PyObject* param, size_t i) {
     const TensorReader& reader = TensorReader::get();
     AdamRow& row = tensors_[i];
     TensorView before, view;
@@ -207,7 +210,7 @@ class AdamTable {
       return nullptr;
     }
     void* const address = reinterpret_cast<void*>(view.address());
-    *moved = *moved || row.grad != address;
+    moved_ = moved_ || row.grad != address;
     row.grad = address;
     return grad;
   }
@@ -232,6 +235,7 @@ class AdamTable {
                                          TensorType::other, TensorType::other, TensorType::other};
   RowElementSizes sizes_{};
   int32_t device_type_ = 0, device_id_ = 0;
+  bool moved_ = false;
 };
 
 bool same_items(const py::list& a, const py::list& b) {
@@ -292,6 +296,7 @@ void bind_segments(py::module_& m) {
            "The gradients of `params`, taken in; None where anything but gradients is not as read() found it. The lists "
            "beside params and gradients are not looked at.",
            py::arg("params"))
+      .def("moved", &AdamTable::moved, "Whether a gradient lies elsewhere than before the last follow().")
       .def("same_rows", &AdamTable::same_rows, py::arg("address"), py::arg("rows"))
       .def("rows", &AdamTable::rows, "The table of pyseq/ops/segments.py.")
       .def("norm_rows", &AdamTable::norm_rows, "{address, elements, dtype} of each gradient.")

@@ -209,8 +209,15 @@ def adam_(
     """
     rule = Rule(beta1, beta2, eps, weight_decay, decoupled, eps_mode, maximize, zero_grads, seed)
     columns = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, _extras(masters, remainders))
+    scalars = scalars_on(step, lr, factor, grad_scale, found_inf)
+    update_(columns, rule, scalars, AdamPlan() if plan is None else plan, followed)
+
+
+def update_(columns: Columns, rule: Rule, scalars: Scalars, plan: AdamPlan, followed: bool) -> None:
+    """:func:`adam_` for callers that have all this in hand, and gradients turned off."""
     _check_rule(rule)
-    scalars = _scalars(step, lr, factor, grad_scale, found_inf)
+    params, step = columns[0], scalars.step
+    assert params is not None
     if params and params[0].device != step.device:
         raise ValueError(f"step is on {step.device}, params[0] on {params[0].device}")
     chosen = dispatch.choose("adam", step.device.type, params[0].dtype if params else torch.float32)
@@ -220,7 +227,6 @@ def adam_(
     elif torch.compiler.is_compiling():
         _call_operator(columns, rule, scalars)
     else:
-        plan = AdamPlan() if plan is None else plan
         copies = [] if followed else plan.update(columns)
         # Autograd has to know that what it may have saved changes. Now, while what that touches is in the cache.
         increment_version(params)
@@ -334,9 +340,10 @@ def _check_rule(rule: Rule) -> None:
         raise ValueError(f"eps_mode must be 'torch' or 'fairseq', not {rule.eps_mode!r}")
 
 
-def _scalars(
+def scalars_on(
     step: Tensor, lr: float | Tensor, factor: Tensor | None, grad_scale: Tensor | None, found_inf: Tensor | None
 ) -> Scalars:
+    """The numbers of a step, on the device of ``step``. Raises TypeError or ValueError for what does not fit."""
     if step.dtype != torch.float32 or step.numel() != 1:
         raise TypeError(f"step must be an fp32 tensor of one element, not {step.dtype}, shape {tuple(step.shape)}")
     if not isinstance(lr, Tensor) and not 0 <= lr < math.inf:
@@ -351,6 +358,8 @@ def _scalars(
 def _scalar(name: str, value: Tensor, device: torch.device) -> Tensor:
     if value.numel() != 1:
         raise ValueError(f"{name} must have one element, not shape {tuple(value.shape)}")
+    if value.dtype == torch.float32 and value.dim() == 0 and value.device == device:
+        return value
     return value.detach().to(device, torch.float32, non_blocking=True).reshape(())
 
 

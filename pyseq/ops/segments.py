@@ -83,6 +83,7 @@ class AdamPlan:
         self.cache: dict[str, Any] = {}
         self._native: Any = None  # the core's AdamTable; None where it cannot read the tensors
         self._described: tuple[list[int], int, int] | None = None  # dtypes and device as the core names them
+        self._gradients: Memory | None = None  # as gradients() returns it; None where they have moved
 
     def update(self, columns: Columns) -> WriteBack:
         """Take in where the tensors of ``columns`` lie.
@@ -94,6 +95,7 @@ class AdamPlan:
             TypeError, ValueError: the tensors cannot be updated together; see :func:`check_columns`.
         """
         core = dispatch.core()
+        self._gradients = None
         self._native = self._native or (None if core is None else core.AdamTable())
         if self._native is None or not self._native.read(tuple(columns)) or not self._take():
             self._native = None
@@ -110,14 +112,17 @@ class AdamPlan:
             The gradients; None where the parameters or the kind of gradients have changed: :meth:`update` then.
         """
         grads: list[Tensor] | None = None if self._native is None else self._native.follow(params)
-        if grads is not None:
+        if grads is not None and self._native.moved():
+            self._gradients = None
             self._set_table_if_new()
         return grads
 
     def gradients(self) -> Memory:
         """Where the gradients lie, after :meth:`follow`."""
-        rows = torch.frombuffer(self._native.norm_rows(), dtype=torch.int64).view(-1, 3)
-        return Memory(rows, self.device, frozenset([self.dtypes.grad]), [])
+        if self._gradients is None:
+            rows = torch.frombuffer(self._native.norm_rows(), dtype=torch.int64).view(-1, 3)
+            self._gradients = Memory(rows, self.device, frozenset([self.dtypes.grad]), [])
+        return self._gradients
 
     def _take(self) -> bool:
         """Take what the core has read; False where it is not something to update."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyseq.errors import ConfigError
-from pyseq.ops.adam import EpsMode, adam_
+from pyseq.ops.adam import EpsMode, Rule, scalars_on, update_
 from pyseq.ops.grad_norm import grad_norm, norm_of
 from pyseq.optim.adam_state import Masters, State, StatePolicy, complete, load
 from pyseq.optim.buckets import Arrangement, Bucket, Signature, part_ways
@@ -121,7 +121,6 @@ class FusedAdam(UnseenStateOptimizer):
             raise
 
     @not_compiled
-    @torch.no_grad()
     def step(
         self,
         closure: Callable[[], Any] | None = None,
@@ -152,6 +151,13 @@ class FusedAdam(UnseenStateOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        with torch.no_grad():
+            self._step(max_norm, factor, found_inf, zero_grads)
+        return loss
+
+    def _step(
+        self, max_norm: float | None, factor: Tensor | float | None, found_inf: Tensor | None, zero_grads: bool
+    ) -> None:
         followed = self._follow()
         buckets, grads = self._arrange() if followed is None else followed
         factor, grad_scale, found_inf = self._gradient_factors(
@@ -167,7 +173,6 @@ class FusedAdam(UnseenStateOptimizer):
             if zero_grads and bucket.sharded:
                 for grad in own:  # what was updated from is a copy where the gradient was spread differently
                     local(grad).zero_()
-        return loss
 
     def _gradient_factors(
         self,
@@ -207,34 +212,31 @@ class FusedAdam(UnseenStateOptimizer):
         zero_grads: bool,
         followed: bool,
     ) -> None:
-        columns = bucket.columns
-        group, step = bucket.group, bucket.states[0]["step"]
+        columns, group, step = bucket.columns, bucket.group, bucket.states[0]["step"]
         beta1, beta2 = map(float, group["betas"])
-        adam_(
+        lists = (
             bucket.params,
             grads,
             columns["exp_avg"],
             columns["exp_avg_sq"],
-            step=step,
-            lr=_number_or_tensor(group["lr"]),
-            beta1=beta1,
-            beta2=beta2,
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-            max_exp_avg_sqs=columns["max_exp_avg_sq"] if group["amsgrad"] else None,
-            masters=columns.get("master"),
-            remainders=columns.get("remainder"),
-            decoupled=group["decoupled_weight_decay"],
-            eps_mode=self.eps_mode,
-            maximize=group["maximize"],
-            factor=torch.full((), factor, device=step.device) if isinstance(factor, (int, float)) else factor,
-            grad_scale=grad_scale,
-            found_inf=found_inf,
-            zero_grads=zero_grads,
-            seed=self.seed + number,
-            plan=bucket.plan,
-            followed=followed,
+            columns["max_exp_avg_sq"] if group["amsgrad"] else None,
+            columns.get("master", columns.get("remainder")),
         )
+        rule = Rule(
+            beta1,
+            beta2,
+            group["eps"],
+            group["weight_decay"],
+            group["decoupled_weight_decay"],
+            self.eps_mode,
+            group["maximize"],
+            zero_grads,
+            self.seed + number,
+        )
+        if isinstance(factor, (int, float)):
+            factor = torch.full((), factor, device=step.device)
+        scalars = scalars_on(step, _number_or_tensor(group["lr"]), factor, grad_scale, found_inf)
+        update_(lists, rule, scalars, bucket.plan, followed)
         if bucket.sharded:  # autograd looks at the DTensors, and has been told of their local parts only
             torch.autograd.graph.increment_version(bucket.owners)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch.optim import optimizer as torch_optimizer
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -25,9 +26,31 @@ def not_compiled(function: F) -> F:
 
 
 class TorchOptimizer(torch.optim.Optimizer):
-    """The base of our own: torch's, whose methods import the compiler when they are first called, to keep it out."""
+    """The base of our own: torch's, without what its methods take where nobody needs it.
+
+    They import the compiler when they are first called. A step enters a range of the profiler and looks for hooks,
+    which takes a good part of what the host does for a step over a few tensors.
+    """
 
     add_param_group = not_compiled(inspect.unwrap(torch.optim.Optimizer.add_param_group))
     load_state_dict = not_compiled(inspect.unwrap(torch.optim.Optimizer.load_state_dict))
     state_dict = not_compiled(inspect.unwrap(torch.optim.Optimizer.state_dict))
     zero_grad = not_compiled(inspect.unwrap(torch.optim.Optimizer.zero_grad))
+
+    @staticmethod
+    def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
+        """What torch puts in the place of ``step``: here torch's own, where there are hooks or a profiler."""
+        hooked = torch.optim.Optimizer.profile_hook_step(func)
+
+        @functools.wraps(func)
+        def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+            noticed = (
+                self._optimizer_step_pre_hooks
+                or self._optimizer_step_post_hooks
+                or torch_optimizer._global_optimizer_pre_hooks
+                or torch_optimizer._global_optimizer_post_hooks
+                or torch.autograd._profiler_enabled()
+            )
+            return (hooked if noticed else func)(self, *args, **kwargs)
+
+        return step

@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from pyseq.errors import CheckpointError, ConfigError
 from pyseq.ops import join_master
@@ -502,6 +503,22 @@ def test_hooks_closure_and_the_returned_loss():
     assert optimizer.step(closure).item() == 3.0
     optimizer.load_state_dict(optimizer.state_dict())
     assert seen == ["before", "after", (3,)]
+
+
+def test_hooks_of_all_optimizers_and_the_profiler_see_a_step():
+    p = nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    optimizer, seen = FusedAdam([p]), []
+    optimizer.step()
+    for name, register in (("before", register_optimizer_step_pre_hook), ("after", register_optimizer_step_post_hook)):
+        handle = register(lambda *args, name=name: seen.append(name))
+        optimizer.step()
+        handle.remove()
+        optimizer.step()
+    assert seen == ["before", "after"]
+    with torch.profiler.profile() as profile:
+        optimizer.step()
+    assert [event.key for event in profile.key_averages() if event.key == "Optimizer.step#FusedAdam.step"]
 
 
 def test_a_compiled_training_step_may_call_it():

@@ -211,3 +211,14 @@ def test_states_are_looked_at_only_where_someone_may_have_moved_them(monkeypatch
     assert followed_steps(optimizer, params, monkeypatch, idle=(1,)) == 3
     assert optimizer.state
     assert followed_steps(optimizer, params, monkeypatch, idle=(1,)) == 0
+
+
+def test_the_norm_is_that_of_the_gradients_of_now():
+    params, optimizer = made(FusedAdamW)
+    kept = []  # so that new gradients do not take the memory of old ones
+    for t in range(1, 5):
+        for p in params:
+            kept.append(p.grad)
+            p.grad = torch.full_like(p, float(t)) if t != 3 else p.grad
+        optimizer.step(max_norm=float("inf"))
+        assert optimizer.grad_norm.item() == torch.nn.utils.get_total_norm([p.grad for p in params]).item()
