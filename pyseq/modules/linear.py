@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from pyseq.ops import linear
+from pyseq.ops import dispatch, linear
 
 HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 
@@ -46,13 +46,27 @@ def is_plain(layer: nn.Module) -> bool:
 
 def stacked(x: Tensor, *layers: nn.Module) -> Tensor:
     """What several linear layers make of ``x`` [... x C], next to each other in the last dimension: one product."""
-    plain = [layer for layer in layers if isinstance(layer, nn.Linear) and is_plain(layer)]
-    biases: list[Tensor] = [layer.bias for layer in plain if layer.bias is not None]
-    if len(plain) < len(layers) or len(biases) not in (0, len(layers)):
+    if not _can_be_one(layers):
         return torch.cat([layer(x) for layer in layers], dim=-1)
-    weight = torch.cat([layer.weight for layer in plain])
-    bias = torch.cat(biases) if biases else None
-    return linear(x, weight, bias)
+    return _as_one(x, layers)
+
+
+def side_by_side(x: Tensor, *layers: nn.Module) -> list[Tensor]:
+    """What each of several linear layers makes of ``x`` [... x C]: views of one product, where that can be."""
+    if dispatch.forced() == "torch" or not _can_be_one(layers):
+        return [layer(x) for layer in layers]
+    return list(_as_one(x, layers).split([layer.out_features for layer in layers], dim=-1))
+
+
+def _can_be_one(layers: Sequence[nn.Module]) -> bool:
+    without_bias = [getattr(layer, "bias", None) is None for layer in layers]
+    return all(map(is_plain, layers)) and (all(without_bias) or not any(without_bias))
+
+
+def _as_one(x: Tensor, layers: Sequence[nn.Module]) -> Tensor:
+    weight = torch.cat([layer.weight for layer in layers])  # type: ignore[misc]
+    bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])  # type: ignore[misc]
+    return tokenwise(lambda rows: linear(rows, weight, bias), x)
 
 
 def xavier_linear(in_features: int, out_features: int, bias: bool = True) -> Linear:

@@ -16,7 +16,7 @@ from pyseq.errors import ConfigError
 from pyseq.modules.causal_mask import is_causal
 from pyseq.modules.dropout import Dropout
 from pyseq.modules.incremental_state import IncrementalState
-from pyseq.modules.linear import Linear, stacked
+from pyseq.modules.linear import Linear, side_by_side, stacked
 from pyseq.modules.packing import PackedMask
 from pyseq.ops import cross_attention, self_attention
 
@@ -126,9 +126,13 @@ class MultiheadAttention(nn.Module, IncrementalState):
         if isinstance(key_padding_mask, PackedMask):
             return self._attend_packed(query, key, key_padding_mask), None
         tgt_len, bsz, _ = query.size()
-        q = self._split_heads(self.q_proj(query))  # B x H x T x D
+        projected = None
+        if self.self_attention and incremental_state is None:
+            q, *projected = map(self._split_heads, side_by_side(query, self.q_proj, self.k_proj, self.v_proj))
+        else:  # steps have too few rows to be worth a copy of the weights
+            q = self._split_heads(self.q_proj(query))  # B x H x T x D
         k, v, key_padding_mask = self._keys_and_values(
-            query, key, value, key_padding_mask, incremental_state, static_kv
+            query, key, value, key_padding_mask, incremental_state, static_kv, projected
         )  # B x H x S x D
         k, v, key_padding_mask, attn_mask = self._append_extra_keys(k, v, key_padding_mask, attn_mask)
         beam = 1 if k.size(0) == bsz else bsz // k.size(0)
@@ -213,8 +217,12 @@ class MultiheadAttention(nn.Module, IncrementalState):
         key_padding_mask: Tensor | None,
         incremental_state: dict[str, Any] | None,
         static_kv: bool,
+        projected: list[Tensor] | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keys and values [B x H x S x D] and their padding mask, those in the cache included."""
+        """Keys and values [B x H x S x D] and their padding mask, those in the cache included.
+
+        ``projected``: what :attr:`k_proj` and :attr:`v_proj` have made of the query, if that has been done.
+        """
         cache = {} if incremental_state is None else self._get_input_buffer(incremental_state)
         prev_key, prev_value = cache.get("prev_key"), cache.get("prev_value")
         prev_mask = cache.get("prev_key_padding_mask")
@@ -227,7 +235,12 @@ class MultiheadAttention(nn.Module, IncrementalState):
             key, key_padding_mask = self._one_per_sentence(key, key_padding_mask, query.size(1))
             value = key
         assert key is not None and value is not None, "attention without keys"
-        k, v = self._split_heads(self.k_proj(key)), self._split_heads(self.v_proj(value))
+        if projected is not None:
+            k, v = projected
+        elif key is value and incremental_state is None:
+            k, v = map(self._split_heads, side_by_side(key, self.k_proj, self.v_proj))
+        else:
+            k, v = self._split_heads(self.k_proj(key)), self._split_heads(self.v_proj(value))
         if prev_key is not None and prev_value is not None:
             key_padding_mask = append_padding_mask(prev_mask, key_padding_mask, k.size(0), prev_key.size(2), k.size(2))
             k, v = torch.cat([prev_key, k], dim=2), torch.cat([prev_value, v], dim=2)

@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import pyseq.modules.linear as linear_module
 from pyseq.errors import ConfigError
 from pyseq.modules import MultiheadAttention
 from pyseq.modules.causal_mask import future_mask, mark_causal
+from pyseq.ops import backend, linear
 
 C, H = 24, 4
 
@@ -246,3 +248,44 @@ def test_a_future_mask_of_another_size_is_no_causal_attention() -> None:
     query, key = torch.randn(3, 2, C, dtype=torch.float64), torch.randn(7, 2, C, dtype=torch.float64)
     with pytest.raises(RuntimeError):
         m(query, key, key, need_weights=False, attn_mask=mark_causal(future_mask(3, query.dtype, query.device)))
+
+
+def products(monkeypatch: pytest.MonkeyPatch, m: MultiheadAttention, key: Tensor, incremental: bool = False) -> int:
+    """How many linear layers ``m`` computes, in whatever module; what it returns is compared with the definition."""
+    calls = []
+    monkeypatch.setattr(linear_module, "linear", lambda *args: calls.append(args) or linear(*args))
+    query = key if m.self_attention else torch.randn(5, 3, C, dtype=torch.float64)
+    out, _ = m(query, key, key, incremental_state={} if incremental else None, need_weights=False)
+    visible = torch.ones(3, len(query), len(key), dtype=torch.bool)
+    torch.testing.assert_close(out, attention(m, query, key, key, visible)[0], rtol=0, atol=1e-12)
+    return len(calls)
+
+
+def test_projections_of_the_same_are_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_itself, cross = perturbed(self_attention=True), perturbed(encoder_decoder_attention=True)
+    key = torch.randn(4, 3, C, dtype=torch.float64)
+    assert products(monkeypatch, of_itself, key) == 2
+    assert products(monkeypatch, cross, key) == 3
+    assert products(monkeypatch, of_itself, key, incremental=True) == 4
+    with backend("torch"):
+        assert products(monkeypatch, of_itself, key) == 4
+        assert products(monkeypatch, cross, key) == 4
+
+
+def test_a_projection_that_is_watched_or_replaced_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    m, key, seen = perturbed(self_attention=True), torch.randn(4, 3, C, dtype=torch.float64), []
+    handle = m.v_proj.register_forward_hook(lambda layer, args, out: seen.append(out.shape))
+    assert products(monkeypatch, m, key) == 4 and seen == [key.shape]
+    handle.remove()
+    assert products(monkeypatch, m, key) == 2 and len(seen) == 1
+
+    class Other(torch.nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x.shape)
+            return super().forward(x)
+
+    replaced = Other(C, C).double()
+    replaced.load_state_dict(m.q_proj.state_dict())
+    m.q_proj = replaced
+    products(monkeypatch, m, key)
+    assert len(seen) == 2
