@@ -9,12 +9,14 @@ import collections
 import contextlib
 import math
 import traceback
+from pathlib import Path
 
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import pyseq
 from pyseq.cli import train
 from pyseq.errors import TrainingError
 from pyseq.models.model import BaseModel
@@ -22,6 +24,7 @@ from pyseq.training import trainer as trainer_module
 from pyseq.training.checkpoint_file import load_checkpoint_file, save_checkpoint_file
 from pyseq.training.trainer import reciprocal
 
+PACKAGE = f"{Path(pyseq.__file__).parent}/"
 READS = {"aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero", "aten::equal", "aten::item"}
 # These look at tensors on the CPU only: at masks that hide nothing, and for targets out of range.
 ON_THE_CPU_ONLY = {
@@ -59,8 +62,8 @@ class Lists(TorchFunctionMode):
 
 
 def place() -> str:
-    frame = [f for f in traceback.extract_stack() if "/pyseq/" in f.filename][-1]
-    return f"{frame.filename.rpartition('/pyseq/')[2]}:{frame.name}"
+    frame = [f for f in traceback.extract_stack() if f.filename.startswith(PACKAGE)][-1]
+    return f"{frame.filename.removeprefix(PACKAGE)}:{frame.name}"
 
 
 @contextlib.contextmanager
