@@ -178,7 +178,6 @@ def adam_(
     zero_grads: bool = False,
     seed: int = 0,
     plan: AdamPlan | None = None,
-    followed: bool = False,
 ) -> None:
     """One step of Adam in place; see the head of this file.
 
@@ -200,8 +199,6 @@ def adam_(
         zero_grads: leave gradients of zeros.
         seed: of stochastic rounding. The same seed, step and values give the same bits on any device.
         plan: kept by the caller for calls with the same tensors, it saves host time.
-        followed: ``plan.follow`` has just given ``grads``, and the caller knows that the other tensors are those of the
-            call before: the plan looks at none of them again.
 
     Raises:
         TypeError: dtypes that are not listed above.
@@ -210,11 +207,16 @@ def adam_(
     rule = Rule(beta1, beta2, eps, weight_decay, decoupled, eps_mode, maximize, zero_grads, seed)
     columns = (params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, _extras(masters, remainders))
     scalars = scalars_on(step, lr, factor, grad_scale, found_inf)
-    update_(columns, rule, scalars, AdamPlan() if plan is None else plan, followed)
+    update_(columns, rule, scalars, AdamPlan() if plan is None else plan)
 
 
-def update_(columns: Columns, rule: Rule, scalars: Scalars, plan: AdamPlan, followed: bool) -> None:
-    """:func:`adam_` for callers that have all this in hand, and gradients turned off."""
+def update_(columns: Columns, rule: Rule, scalars: Scalars, plan: AdamPlan, followed: bool = False) -> None:
+    """:func:`adam_` for callers that have all this in hand, and gradients turned off.
+
+    Args:
+        followed: ``plan.follow`` has just given the gradients, and the caller knows that the other tensors are those of
+            the call before: the plan looks at none of them again.
+    """
     _check_rule(rule)
     params, step = columns[0], scalars.step
     assert params is not None
