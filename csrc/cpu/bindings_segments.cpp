@@ -75,6 +75,7 @@ class AdamTable {
       TensorReader::get().prefetch(items.items, i, items.count);
       PyObject* grad = follow_row(items.items[i], static_cast<size_t>(i));
       if (grad == nullptr) {
+        *this = AdamTable();  // the rows before this one are new, those that were made of them are not
         return py::none();
       }
       PyList_SET_ITEM(grads.ptr(), i, grad);

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from pyseq.ops import backend
 from pyseq.ops.segments import AdamPlan
 from pyseq.optim import FusedAdamW
 from support.backends import reading_tensors_by
@@ -222,3 +223,25 @@ def test_the_norm_is_that_of_the_gradients_of_now():
             p.grad = torch.full_like(p, float(t)) if t != 3 else p.grad
         optimizer.step(max_norm=float("inf"))
         assert optimizer.grad_norm.item() == torch.nn.utils.get_total_norm([p.grad for p in params]).item()
+
+
+def test_a_step_on_another_back_end_leaves_no_gradient_of_before():
+    (a, b), twins = [[nn.Parameter(torch.ones(4, 3)) for _ in range(2)] for _ in range(2)]
+    ours, theirs = FusedAdamW([a, b], lr=0.1), torch.optim.AdamW(twins, lr=0.1)
+
+    def step(*grads):
+        for p, q, grad in zip((a, b), twins, grads):
+            p.grad, q.grad = grad, grad.clone()
+        ours.step(max_norm=float("inf"))
+        theirs.step()
+        assert ours.grad_norm.item() == torch.nn.utils.get_total_norm(grads).item()
+
+    first, of_b = torch.ones(4, 3), torch.ones(4, 3)
+    step(first, of_b)
+    step(first, of_b)
+    second = -torch.ones(4, 3)
+    with backend("torch"):
+        step(second, torch.ones(3, 4).t())  # laid out otherwise than the parameter: what was known of `b` does not hold
+    step(second, of_b)
+    for p, q in zip((a, b), twins):
+        torch.testing.assert_close(p, q)
