@@ -112,24 +112,21 @@ def attach(clock: Clock, trainer: Any, monitor: Any) -> None:
         clock.end_update(waited - state["waited"] if waited >= state["waited"] else waited)
         state["waited"] = waited
 
-    trainer.model.forward = clock.timed("forward", trainer.model.forward)
-    task.train_step = clock.timed("criterion", step)
-    trainer.optimizer.backward = clock.timed("backward", trainer.optimizer.backward)
-    trainer.average_and_clip_gradients = clock.timed("tail", trainer.average_and_clip_gradients)
-    task.optimizer_step = clock.timed("tail", task.optimizer_step)
-    trainer.update, monitor.after_update = counted, at_end
+    task.train_step, trainer.update, monitor.after_update = step, counted, at_end
 
 
 def main(argv: list[str]) -> None:
     from pyseq.cli import train as command
     from pyseq.cli.run import run
+    from pyseq.training.update_clock import wrapped_parts
 
     clock, loop = Clock(int(argv[0])), command.train
 
     def train(trainer: Any, epochs: Any, monitor: Any) -> None:
         attach(clock, trainer, monitor)
-        clock.restart()
-        loop(trainer, epochs, monitor)
+        with wrapped_parts(trainer, clock.timed):
+            clock.restart()
+            loop(trainer, epochs, monitor)
         tell(clock.figures())
 
     command.train = train
