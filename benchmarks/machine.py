@@ -18,6 +18,7 @@ PACKAGES = (
     "torch", "triton", "numpy", "liger-kernel", "flash-attn", "quack-kernels", "bitsandbytes", "apex", "ctranslate2",
 )  # fmt: skip
 COPY_BYTES = {"cpu": 400 * 10**6, "cuda": 4 * 10**9}  # moved by a copy yardstick at most, reads plus writes
+PRODUCTS = 20  # for the yardstick of whole runs
 MATRIX_SIZE = {"cpu": 1024, "cuda": 8192}
 
 
@@ -120,9 +121,19 @@ def copy_yardstick(device: torch.device, moved: int, name: str = "copy") -> Side
     return Side(name, lambda: target.copy_(source), bytes=8 * count, ceiling="bandwidth")
 
 
-def matrix_yardstick(device: torch.device, dtype: torch.dtype, quick: bool) -> Side:
-    """A square product of random matrices: zeros would run faster than data does."""
+def matrix_yardstick(device: torch.device, dtype: torch.dtype, quick: bool, times: int = 1) -> Side:
+    """A square product of random matrices: zeros would run faster than data does.
+
+    Args:
+        times: products of one measurement. Where seconds pass between two of these, threads have gone to sleep, and one
+            product alone tells of that.
+    """
     size = 64 if quick else MATRIX_SIZE[device.type]
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty(size, size, device=device, dtype=dtype)
-    return Side(f"product {size}", lambda: torch.mm(left, right, out=out), flops=2 * size**3, ceiling="matrix")
+
+    def multiply() -> None:
+        for _ in range(times):
+            torch.mm(left, right, out=out)
+
+    return Side(f"product {size}", multiply, flops=times * 2 * size**3, ceiling="matrix")

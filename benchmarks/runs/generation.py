@@ -160,7 +160,7 @@ def case(
             for name, compute_type, bound in CTRANSLATE2:
                 work.add(name, partial(ctranslate2, name, compute_type, arguments, bound))
         dtype = torch.bfloat16 if "--bf16" in options else torch.float32
-        work.sides.append(machine.matrix_yardstick(device, dtype, quick))
+        work.sides.append(machine.matrix_yardstick(device, dtype, quick, machine.PRODUCTS))
         return work
 
     return build
