@@ -10,6 +10,7 @@ from torch import nn
 from pyseq.errors import ConfigError
 from pyseq.optim import build_optimizer
 from pyseq.optim.sgd import SGDConfig
+from support.optimizers import assert_updates_follow
 
 
 def sgd_of(params, **options):
@@ -26,17 +27,11 @@ def trajectory(start, grads, momentum, weight_decay, dtype):
 
 @pytest.mark.parametrize("momentum, weight_decay", [(0.0, 0.0), (0.9, 0.0), (0.9, 0.1)])
 def test_two_hundred_updates_against_float64(momentum, weight_decay):
-    rng = np.random.default_rng(0)
-    start = rng.normal(size=(17, 5)).astype(np.float32)
-    grads = rng.normal(size=(200, 17, 5)).astype(np.float32)
-    p = nn.Parameter(torch.from_numpy(start.copy()))
-    optimizer = sgd_of([p], momentum=momentum, weight_decay=weight_decay)
-    for t, g in enumerate(grads, 1):
-        optimizer.set_lr(0.05 / t)
-        p.grad = torch.from_numpy(g)
-        optimizer.step()
-    exact, fp32 = (trajectory(start, grads, momentum, weight_decay, dtype) for dtype in (np.float64, np.float32))
-    assert np.abs(p.detach().numpy() - exact).max() <= 2 * np.abs(fp32 - exact).max()
+    assert_updates_follow(
+        lambda params: sgd_of(params, momentum=momentum, weight_decay=weight_decay),
+        0.05,
+        lambda start, grads, dtype: trajectory(start, grads, momentum, weight_decay, dtype),
+    )
 
 
 def test_sparse_gradients_change_only_their_rows():

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import torch
 from torch import nn
 
@@ -41,3 +45,24 @@ def assert_near(ours, theirs, exact):
         for tensors in (ours, theirs)
     )
     assert error <= 1.5 * allowed
+
+
+def assert_updates_follow(
+    optimizer_of: Callable[[list[nn.Parameter]], Any], lr: float, trajectory: Callable[[Any, Any, Any], Any]
+) -> None:
+    """200 updates with the learning rate ``lr / t`` are at most twice as far from float64 as the formula in fp32 is.
+
+    Args:
+        trajectory: of (start, gradients, dtype), where the formula ends in numbers of that dtype.
+    """
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=(17, 5)).astype(np.float32)
+    grads = rng.normal(size=(200, 17, 5)).astype(np.float32)
+    p = nn.Parameter(torch.from_numpy(start.copy()))
+    optimizer = optimizer_of([p])
+    for t, g in enumerate(grads, 1):
+        optimizer.set_lr(lr / t)
+        p.grad = torch.from_numpy(g)
+        optimizer.step()
+    exact, fp32 = (trajectory(start, grads, dtype) for dtype in (np.float64, np.float32))
+    assert np.abs(p.detach().numpy() - exact).max() <= 2 * np.abs(fp32 - exact).max()
