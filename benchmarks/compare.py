@@ -39,8 +39,13 @@ class Change:
 
 
 def _normalised(case: dict[str, Any], side: dict[str, Any]) -> Spread | None:
-    yardsticks = [one for one in case["sides"] if one["ceiling"] is not None and one is not side]
-    return summary.paired(summary.times(side), yardsticks[0]["seconds"]) if yardsticks else None
+    """The side's time over that of a byte or operation of the yardstick, which another run may have in another size."""
+    yardstick = next((one for one in case["sides"] if one["ceiling"] is not None and one is not side), None)
+    if yardstick is None:
+        return None
+    work = summary.each(yardstick, "flops" if yardstick["flops"] else "bytes")
+    assert work is not None
+    return summary.paired(summary.times(side), [s / w for s, w in zip(yardstick["seconds"], work)])
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:

@@ -136,4 +136,5 @@ def matrix_yardstick(device: torch.device, dtype: torch.dtype, quick: bool, time
         for _ in range(times):
             torch.mm(left, right, out=out)
 
-    return Side(f"product {size}", multiply, flops=times * 2 * size**3, ceiling="matrix")
+    name = f"product {size}" if times == 1 else f"{times} products {size}"
+    return Side(name, multiply, flops=times * 2 * size**3, ceiling="matrix")

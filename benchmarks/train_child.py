@@ -82,8 +82,11 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def attach(clock: Clock, trainer: Any, monitor: Any) -> None:
+@contextmanager
+def watched(clock: Clock, trainer: Any, monitor: Any) -> Iterator[None]:
     """Measure around what the loop calls; nothing of the arithmetic changes."""
+    from pyseq.training.update_clock import wrapped_parts
+
     task = trainer.task
     train_step, update, after_update = task.train_step, trainer.update, monitor.after_update
     counter, padding = Counter(trainer.model), task.target_dictionary.pad()
@@ -113,19 +116,19 @@ def attach(clock: Clock, trainer: Any, monitor: Any) -> None:
         state["waited"] = waited
 
     task.train_step, trainer.update, monitor.after_update = step, counted, at_end
+    with wrapped_parts(trainer, clock.timed):
+        clock.restart()
+        yield
 
 
 def main(argv: list[str]) -> None:
     from pyseq.cli import train as command
     from pyseq.cli.run import run
-    from pyseq.training.update_clock import wrapped_parts
 
     clock, loop = Clock(int(argv[0])), command.train
 
     def train(trainer: Any, epochs: Any, monitor: Any) -> None:
-        attach(clock, trainer, monitor)
-        with wrapped_parts(trainer, clock.timed):
-            clock.restart()
+        with watched(clock, trainer, monitor):
             loop(trainer, epochs, monitor)
         tell(clock.figures())
 

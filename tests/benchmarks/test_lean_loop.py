@@ -56,7 +56,7 @@ def test_logits_of_the_language_model(stream_data: Path) -> None:
 
 def test_losses_are_those_of_pyseqs_own_training(joined_data: Path, tmp_path: Path) -> None:
     """Criterion, schedule, clipping and Adam: six updates that change the loss, from the same weights."""
-    from benchmarks.train_child import Clock, attach
+    from benchmarks.train_child import Clock, watched
     from pyseq.training.epochs import Epochs
     from pyseq.training.loop import train as pyseq_train
     from pyseq.training.monitor import Monitor
@@ -74,8 +74,7 @@ def test_losses_are_those_of_pyseqs_own_training(joined_data: Path, tmp_path: Pa
 
     trainer = Trainer(cfg, task, model, task.build_criterion(cfg.criterion))
     epochs, clock = Epochs(cfg, task, model), Clock(warm_up=2)
-    with Monitor(trainer, epochs, Saver(cfg.checkpoint)) as monitor:
-        attach(clock, trainer, monitor)
+    with Monitor(trainer, epochs, Saver(cfg.checkpoint)) as monitor, watched(clock, trainer, monitor):
         pyseq_train(trainer, epochs, monitor)
     figures = clock.figures()
     assert found == pytest.approx(figures["losses"], rel=2e-5)

@@ -163,6 +163,11 @@ def test_compare_puts_the_change_beside_the_noise(
     assert verdict(taken(1.0, 1.0), taken(1.1, 1.0)) == "slower"
     assert verdict(taken(1.0, 1.0), taken(0.9, 3.0)) == "faster"
 
+    # Nor is it a change of pyseq that the yardstick has become twenty times as long.
+    longer = taken(1.0, 1.0)
+    longer["cases"][0]["sides"][1] |= {"name": "20 copies", "seconds": [20.0] * 4, "bytes": 160}
+    assert verdict(taken(1.0, 1.0), longer) == "within the noise"
+
     files = [tmp_path / "before.json", tmp_path / "after.json"]
     for file, one in zip(files, (taken(1.0, 1.0), taken(1.1, 1.0))):
         file.write_text(json.dumps(one))
