@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import re
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from pyseq.cli import train
 from pyseq.errors import ConfigError
 from pyseq.tasks.translation import TranslationTask
 from pyseq.training.checkpoint_file import load_checkpoint_file
 from pyseq.training.profile import parse_updates
-from pyseq.training.update_clock import AFTERWARDS, PARTS
+from pyseq.training.update_clock import AFTERWARDS, PARTS, wrapped_parts
 
 
 def test_the_table_finds_what_is_slow_and_the_trace_has_the_updates(train_argv, tmp_path, monkeypatch, capsys):
@@ -48,6 +50,32 @@ def test_a_run_that_ends_early_says_so(train_argv, tmp_path, capsys):
     assert "before the first to trace (10): nothing written" in capsys.readouterr().out
     train.main([*argv, "4", "--profile-updates", "2-9"])
     assert "trace of updates 2-2" in capsys.readouterr().out
+
+
+def test_a_clock_around_a_compiled_model_does_not_break_its_graph():
+    def nothing():
+        pass
+
+    def wrap(part, method):
+        def run(*args):
+            torch._dynamo.graph_break()  # as a look at the time is one: an error within a whole graph
+            called.append(part)
+            return method(*args)
+
+        return run
+
+    class Doubled(nn.Module):
+        def forward(self, x):
+            return 2 * x
+
+    called, model = [], Doubled()
+    model.compile(backend="eager", fullgraph=True)
+    task = SimpleNamespace(train_step=nothing, optimizer_step=nothing)
+    optimizer = SimpleNamespace(backward=nothing)
+    trainer = SimpleNamespace(model=model, task=task, optimizer=optimizer, average_and_clip_gradients=nothing)
+    with wrapped_parts(trainer, wrap):
+        model(torch.ones(1, 2))
+    assert called == ["forward"]
 
 
 @pytest.mark.parametrize("text", ["10", "5-4", "1-3", "a-b"])
