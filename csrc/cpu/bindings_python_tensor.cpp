@@ -22,12 +22,23 @@ struct ExchangeTable {
 decltype(ExchangeTable::view_of_object) view_of_object = nullptr;
 PyObject* grad_descriptor = nullptr;  // of Tensor.grad: half the time of looking the attribute up by its name
 
+// Whether the memory has the elements with the other sign, of which DLPack says nothing. Such are imaginary parts of
+// conjugates. They have gaps, which is seen elsewhere, unless they are of one element.
+bool is_negated(PyObject* object) {
+  PyObject* const negated = PyObject_CallMethod(object, "is_neg", nullptr);
+  if (negated == nullptr) {
+    PyErr_Clear();
+  }
+  Py_XDECREF(negated);
+  return negated != Py_False;
+}
+
 bool view_by_dlpack(PyObject* object, TensorView* view) {
   if (view_of_object(object, view) != 0) {
     PyErr_Clear();  // whoever asks in Python gets a better message
     return false;
   }
-  return true;
+  return view->numel() != 1 || !is_negated(object);
 }
 
 PyObject* grad_by_descriptor(PyObject* object) {
@@ -50,7 +61,7 @@ void prefetch_by_guess(PyObject* const* items, int64_t i, int64_t count) {
   }
 }
 
-constexpr TensorAccess by_dlpack{view_by_dlpack, grad_by_descriptor, prefetch_by_guess, nullptr};
+constexpr TensorAccess by_dlpack{view_by_dlpack, grad_by_descriptor, prefetch_by_guess, nullptr, nullptr, nullptr};
 
 }  // namespace
 

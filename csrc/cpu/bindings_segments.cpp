@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstring>
 #include <optional>
 #include <stdexcept>
@@ -18,6 +19,7 @@ using namespace pyseq;
 namespace {
 
 constexpr int columns_of_table = 6;
+constexpr int longest_pause = 1024;
 
 // The items of a Python list or tuple.
 struct Items {
@@ -72,8 +74,11 @@ class AdamTable {
     py::list grads(static_cast<size_t>(items.count));
     moved_ = false;
     for (int64_t i = 0; i < items.count; ++i) {
-      TensorReader::get().prefetch(items.items, i, items.count);
-      PyObject* grad = follow_row(items.items[i], static_cast<size_t>(i));
+      PyObject* grad = grad_as_seen(items, i);
+      if (grad == nullptr) {
+        TensorReader::get().prefetch(items.items, i, items.count);
+        grad = follow_row(items.items[i], static_cast<size_t>(i));
+      }
       if (grad == nullptr) {
         *this = AdamTable();  // the rows before this one are new, those that were made of them are not
         return py::none();
@@ -82,6 +87,8 @@ class AdamTable {
     }
     if (moved_) {
       join();
+    } else if (seen_.empty() && pause_-- == 0) {
+      remember(items);
     }
     return std::move(grads);
   }
@@ -216,6 +223,36 @@ class AdamTable {
     return grad;
   }
 
+  // Gradients that are where they were are likely to stay there: from now on all that is asked is whether they have.
+  void remember(const Items& params) {
+    pause_ = next_pause_;
+    seen_.resize(static_cast<size_t>(params.count));
+    for (int64_t i = 0; i < params.count; ++i) {
+      if (!TensorReader::get().remember(params.items[i], &seen_[static_cast<size_t>(i)])) {
+        forget();
+        return;
+      }
+    }
+  }
+
+  // New gradients may lie at old addresses, and to remember them every time would be in vain.
+  void forget() {
+    seen_.clear();
+    next_pause_ = std::min(2 * next_pause_, longest_pause);
+  }
+
+  // Null where it is not known how the parameter and its gradient lay, or they lie otherwise now.
+  PyObject* grad_as_seen(const Items& params, int64_t i) {
+    if (seen_.empty()) {
+      return nullptr;
+    }
+    PyObject* grad = TensorReader::get().grad_as_seen(params.items, seen_.data(), i, params.count);
+    if (grad == nullptr) {
+      forget();
+    }
+    return grad;
+  }
+
   void join() {
     rows_.clear();
     rows_.reserve(tensors_.size());
@@ -231,6 +268,8 @@ class AdamTable {
 
   std::vector<AdamRow> tensors_;  // each tensor, empty ones too
   std::vector<uint64_t> layouts_;  // of each parameter
+  std::vector<SeenParameter> seen_;  // how each lay since remember(); empty where one has moved since
+  int pause_ = 0, next_pause_ = 1;  // steps that gradients are to stay where they are before the next remember()
   std::vector<AdamRow> rows_;  // without the empty ones, and joined
   TensorType types_[columns_of_table] = {TensorType::other, TensorType::other, TensorType::other,
                                          TensorType::other, TensorType::other, TensorType::other};

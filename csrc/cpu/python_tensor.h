@@ -61,6 +61,20 @@ static inline int64_t size_of(TensorType type) {
   return type == TensorType::f64 ? 8 : type == TensorType::f32 ? 4 : 2;
 }
 
+// A contiguous tensor as it was found once, in torch's own words.
+struct SeenTensor {
+  const void* tensor;  // is not compared: where to load the others from ahead of time
+  const void *storage, *data;
+  int64_t offset, numel;
+  uint64_t keys;
+  uint16_t type;
+};
+
+struct SeenParameter {
+  SeenTensor param, grad;
+  const void* autograd;  // what leads from one to the other
+};
+
 // A way to tensors. Objects are of exactly torch.Tensor or Parameter, but for those of prefetch(), which may be anything.
 struct TensorAccess {
   // False for what has no memory of its own. The view is good while the tensor is.
@@ -72,10 +86,15 @@ struct TensorAccess {
   void (*prefetch)(PyObject* const* items, int64_t i, int64_t count);
   // Tells autograd that the tensors change. False where it has to be told by torch's own function; null if always.
   bool (*increment_versions)(PyObject* const* items, int64_t count);
+  // Notes how a parameter and its gradient lie, if both are contiguous; false if not. Null if always.
+  bool (*remember)(PyObject* object, SeenParameter* out);
+  // The .grad of items[i], a new reference, if it and the parameter lie as in seen[i]; else null, without an error. Begins to
+  // load what later items will need.
+  PyObject* (*grad_as_seen)(PyObject* const* items, const SeenParameter* seen, int64_t i, int64_t count);
 };
 
 // Of the capsule in which pyseq._torch hands out its own. To be changed with the structure.
-constexpr char TENSOR_ACCESS_NAME[] = "pyseq.tensor_access 1";
+constexpr char TENSOR_ACCESS_NAME[] = "pyseq.tensor_access 2";
 
 // Reads torch tensors; everything under the GIL.
 class TensorReader {
@@ -99,6 +118,12 @@ class TensorReader {
   void prefetch(PyObject* const* items, int64_t i, int64_t count) const { access_->prefetch(items, i, count); }
   bool increment_versions(PyObject* const* items, int64_t count) const {
     return access_ != nullptr && access_->increment_versions != nullptr && access_->increment_versions(items, count);
+  }
+  bool remember(PyObject* object, SeenParameter* out) const {
+    return access_->remember != nullptr && access_->remember(object, out);
+  }
+  PyObject* grad_as_seen(PyObject* const* items, const SeenParameter* seen, int64_t i, int64_t count) const {
+    return access_->grad_as_seen == nullptr ? nullptr : access_->grad_as_seen(items, seen, i, count);
   }
 
  private:

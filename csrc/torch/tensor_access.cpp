@@ -138,7 +138,75 @@ bool increment_versions(PyObject* const* items, int64_t count) {
   return true;
 }
 
-const TensorAccess access{view, grad, prefetch, increment_versions};
+uint16_t type_number(const TensorImpl& tensor) {
+  return static_cast<uint16_t>(c10::typeMetaToScalarType(tensor.dtype()));
+}
+
+SeenTensor seen_now(const TensorImpl& tensor) {
+  c10::StorageImpl* storage = tensor.unsafe_storage().unsafeGetStorageImpl();
+  return {&tensor, storage, storage->mutable_data(), tensor.storage_offset(), tensor.numel(), tensor.key_set().raw_repr(),
+          type_number(tensor)};
+}
+
+bool remember(PyObject* object, SeenParameter* out) {
+  const TensorImpl& tensor = *implementation(object);
+  const at::Tensor* found = gradient(tensor);
+  if (found == nullptr) {
+    return false;
+  }
+  const TensorImpl& grad = *found->unsafeGetTensorImpl();
+  if (!is_plain(tensor) || !is_plain(grad) || !tensor.is_contiguous() || !grad.is_contiguous()) {
+    return false;
+  }
+  try {
+    *out = {seen_now(tensor), seen_now(grad), tensor.autograd_meta()};
+  } catch (const c10::Error&) {
+    return false;
+  }
+  return true;
+}
+
+// Whether `tensor` lies as `seen`. Where it is contiguous its shape does not matter: a gradient has that of its parameter.
+bool lies_as(const TensorImpl& tensor, const SeenTensor& seen) {
+  c10::StorageImpl* storage = tensor.unsafe_storage().unsafeGetStorageImpl();
+  return tensor.key_set().raw_repr() == seen.keys && storage == seen.storage && storage->mutable_data() == seen.data &&
+         tensor.storage_offset() == seen.offset && tensor.numel() == seen.numel && type_number(tensor) == seen.type &&
+         tensor.is_contiguous();
+}
+
+// What lies_as() reads: sizes and strides are in the middle.
+void prefetch_ends(const void* tensor) {
+  const char* begin = static_cast<const char*>(tensor);
+  const char* end = begin + sizeof(TensorImpl);
+  __builtin_prefetch(begin);
+  __builtin_prefetch(begin + 48);
+  __builtin_prefetch(end - 48);
+  __builtin_prefetch(end - 1);
+}
+
+// All addresses are known, so no load waits for another.
+PyObject* grad_as_seen(PyObject* const* items, const SeenParameter* seen, int64_t i, int64_t count) {
+  constexpr int64_t ahead = 8;
+  if (i + ahead < count) {
+    const SeenParameter& later = seen[i + ahead];
+    __builtin_prefetch(items[i + ahead]);
+    prefetch_ends(later.param.tensor);
+    __builtin_prefetch(later.autograd);
+    prefetch_ends(later.grad.tensor);
+  }
+  const TensorImpl& tensor = *implementation(items[i]);
+  try {
+    if (!lies_as(tensor, seen[i].param) || tensor.autograd_meta() != seen[i].autograd) {
+      return nullptr;
+    }
+    const at::Tensor& grad = static_cast<const torch::autograd::AutogradMeta*>(seen[i].autograd)->grad_;
+    return grad.defined() && lies_as(*grad.unsafeGetTensorImpl(), seen[i].grad) ? THPVariable_Wrap(grad) : nullptr;
+  } catch (const c10::Error&) {  // of memory that must not be written to; whoever looks again says so
+    return nullptr;
+  }
+}
+
+const TensorAccess access{view, grad, prefetch, increment_versions, remember, grad_as_seen};
 
 }  // namespace
 

@@ -129,6 +129,46 @@ def test_gradients_are_found_where_they_are(way: str) -> None:
             assert table.follow(params) is None
 
 
+def put(param: torch.nn.Parameter, grad: torch.Tensor) -> None:
+    param.grad = grad
+
+
+def put_data(param: torch.nn.Parameter, data: torch.Tensor) -> None:
+    assert param.grad is not None
+    param.grad.data = data
+
+
+KEPT = {  # what a gradient becomes that was memory[:4], and where it then begins; None: it cannot be updated by
+    "as it was": (lambda param, memory: None, 0),
+    "elsewhere in its memory": (lambda param, memory: put_data(param, memory[4:]), 4),
+    "a new tensor elsewhere in its memory": (lambda param, memory: put(param, memory[2:6]), 2),
+    "of another dtype": (lambda param, memory: put_data(param, memory.view(torch.bfloat16)[:4]), None),
+    "of another size": (lambda param, memory: put_data(param, memory[:3]), None),
+    "of another layout": (lambda param, memory: put_data(param, memory[:4].view(2, 2).t()), None),
+    "sparse": (lambda param, memory: put(param, memory[:4].to_sparse()), None),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", KEPT)
+def test_gradients_that_have_stayed_for_long_are_still_looked_at(way: str, name: str) -> None:
+    change, begin = KEPT[name]
+    param, memory = torch.nn.Parameter(torch.zeros(4)), torch.zeros(8)
+    param.grad = memory[:4]
+    with reading_tensors_by(way):
+        table = dispatch.required_core().AdamTable()
+        assert table.read(([param], [param.grad], [torch.zeros(4)], [torch.zeros(4)], None, None))
+        for _ in range(5):
+            assert table.follow([param])[0] is param.grad and not table.moved()
+        change(param, memory)
+        grads = table.follow([param])
+        if begin is None:
+            assert grads is None
+        else:
+            assert grads[0] is param.grad and table.moved() == (begin != 0)
+            assert torch.frombuffer(table.rows(), dtype=torch.int64)[1] == memory[begin:].data_ptr()
+
+
 def test_a_module_for_another_torch_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     module = pytest.importorskip("pyseq._torch")
     find = dispatch.torch_module.__wrapped__

@@ -29,11 +29,15 @@ def made(kind, **options):
     return params, kind(params, lr=0.1, **options)
 
 
-def step(optimizer, params, t, idle=()):
+def step(optimizer, params, t, idle=(), kept=False):
+    """One step with gradients of its own, written where those of the step before lie if they are ``kept``."""
     generator = torch.Generator().manual_seed(t)
     for i, p in enumerate(params):
-        grad = torch.randn(SHAPES[i], generator=generator)
-        p.grad = None if i in idle else grad.view(p.shape)
+        grad = torch.randn(SHAPES[i], generator=generator).view(p.shape)
+        if kept and p.grad is not None:
+            p.grad.copy_(grad)
+        else:
+            p.grad = None if i in idle else grad
     optimizer.step()
 
 
@@ -87,7 +91,46 @@ def another_setting(optimizer, params):
     optimizer.param_groups[0].update(lr=0.3, betas=(0.5, 0.7), weight_decay=0.2)
 
 
+def another_gradient(optimizer, params):
+    params[1].grad = torch.zeros(5)
+
+
+def a_gradient_moved_by_data(optimizer, params):
+    params[1].grad.data = torch.zeros(7)[2:]
+
+
+def a_gradient_in_new_memory(optimizer, params):
+    storage = params[1].grad.untyped_storage()
+    storage.resize_(1 << 20)  # does not fit where it was
+
+
+def a_gradient_of_another_layout(optimizer, params):
+    params[2].grad.data = torch.zeros(3, 4).t()
+
+
+def a_gradient_lost(optimizer, params):
+    params[3].grad = None
+
+
+def two_parameters_swapped(optimizer, params):
+    with torch.no_grad():
+        other = nn.Parameter(torch.full((5,), 3.0))
+    other.grad = torch.zeros(5)
+    torch.utils.swap_tensors(params[1], other)
+
+
+def a_parameter_with_memory_that_a_lazy_copy_has_too(optimizer, params):
+    optimizer.copies = [torch._lazy_clone(params[0].detach()), params[0].detach().clone()]
+
+
 CHANGES = [
+    another_gradient,
+    a_gradient_moved_by_data,
+    a_gradient_in_new_memory,
+    a_gradient_of_another_layout,
+    a_gradient_lost,
+    two_parameters_swapped,
+    a_parameter_with_memory_that_a_lazy_copy_has_too,
     new_parameter_memory,
     same_memory_in_another_order,
     parameters_in_another_order,
@@ -102,17 +145,20 @@ CHANGES = [
 ]
 
 
+@pytest.mark.parametrize("kept", [False, True], ids=["new gradients", "kept gradients"])
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_between_steps_counts(change):
+def test_a_change_between_steps_counts(change, kept):
     results = []
     for kind in (FusedAdamW, torch.optim.AdamW):
         params, optimizer = made(kind)
-        for t in range(3):
-            step(optimizer, params, t)
+        for t in range(5):
+            step(optimizer, params, t, kept=kept)
         change(optimizer, params)
-        for t in range(3, 6):
-            step(optimizer, params, t)
+        for t in range(5, 8):
+            step(optimizer, params, t, kept=kept)
         results.append([p.detach() for p in params])
+        if change is a_parameter_with_memory_that_a_lazy_copy_has_too:
+            torch.testing.assert_close(*optimizer.copies, rtol=0, atol=0)
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
 
 
@@ -151,6 +197,20 @@ def test_the_order_of_a_gradients_memory_counts():
                 p.grad = grad.t().contiguous().t() if t % 2 and grad.dim() == 2 else grad
             optimizer.step()
         results.append([p.detach() for p in params])
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("from_step", [0, 1, 5])
+def test_the_sign_with_which_a_gradient_is_read_counts(size, from_step):
+    results = []
+    for kind in (FusedAdamW, torch.optim.AdamW):
+        param, gradient = nn.Parameter(torch.ones(size)), torch.complex(torch.ones(size), torch.ones(size))
+        optimizer = kind([param], lr=0.1)
+        for t in range(7):
+            param.grad = gradient.imag if t < from_step else gradient.conj().imag
+            optimizer.step()
+        results.append(param.detach())
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
 
 
