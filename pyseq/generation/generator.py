@@ -15,6 +15,7 @@ from pyseq.errors import ConfigError, UserError
 from pyseq.generation.beams import Beams, Ended, Hypothesis
 from pyseq.generation.decoding import Decoding
 from pyseq.generation.ensemble import EnsembleModel, NextToken, Shortlist, attending
+from pyseq.generation.going_on import GoingOn
 from pyseq.generation.ngram_blocking import block_repeated_ngrams
 from pyseq.generation.search import BeamSearch, Search
 from pyseq.ops.beam_step import BeamStep, beam_step
@@ -185,6 +186,7 @@ class SequenceGenerator(nn.Module):
         device, src_len = batch.src_lengths.device, batch.src_len if self.need_attention else None
         beams = Beams.start(batch.bsz, self.eos if bos_token is None else bos_token, src_len, device)
         ended = Ended(batch.bsz, self.beam_size, batch.max_len, self.eos, self.pad, src_len, device)
+        going_on = GoingOn(batch.bsz, device)
         # Decoders must know whether their attention is asked for when they begin.
         with (
             attending(self.model.models, self.need_attention),
@@ -210,7 +212,7 @@ class SequenceGenerator(nn.Module):
                     self._end(step, candidates, ends, beams, ended, batch)
                     if step == batch.max_len:
                         break
-                    continuing, sentences = self._continue(step, candidates, ends, beams, ended)
+                    continuing, sentences = self._continue(step, candidates, ends, beams, ended, going_on)
                 if sentences.numel() == 0:
                     break
                 decoding.reorder(continuing.rows.flatten(), self.beam_size, sentences.numel() < beams.bsz)
@@ -351,19 +353,19 @@ class SequenceGenerator(nn.Module):
         ended.add(beams, ends[:, top], candidates.rows[:, top], candidates.scores[:, top], score)
 
     def _continue(
-        self, step: int, candidates: Candidates, ends: Tensor, beams: Beams, ended: Ended
+        self, step: int, candidates: Candidates, ends: Tensor, beams: Beams, ended: Ended, going_on: GoingOn
     ) -> tuple[Candidates, Tensor]:
-        """The best ``beam_size`` candidates that do not end, of the sentences that go on, and which those are."""
+        """The best ``beam_size`` candidates that do not end, of the sentences to keep, and which those are."""
         rank = torch.arange(ends.size(1), device=ends.device)
         chosen = (ends * ends.size(1) + rank).topk(self.beam_size, largest=False).indices
         picked = candidates.pick(chosen)
         # Where a tiny vocabulary leaves too few, rows without a hypothesis fill the beam.
         picked = picked._replace(scores=picked.scores.masked_fill(ends.gather(1, chosen), -math.inf))
         goes_on = ~(ended.full(beams.sentence) | picked.scores.eq(-math.inf).all(dim=1))
-        if step == 0 and goes_on.any():
+        if step == 0 and (going_on.lag > 0 or goes_on.any()):
             # Decoders that keep one copy of the source for each sentence are told of the beam after this step only.
             goes_on = torch.ones_like(goes_on)
-        sentences = goes_on.nonzero().flatten()
+        sentences = going_on.among(goes_on)
         if sentences.numel() < beams.bsz:
             self.search.prune_sentences(sentences)
             picked, chosen = picked.of(sentences), chosen[sentences]

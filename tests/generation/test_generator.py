@@ -11,10 +11,16 @@ import torch
 from torch import Tensor
 
 from pyseq.errors import ConfigError, UserError
-from pyseq.generation import BeamSearch, EnsembleModel, Search, SequenceGenerator
+from pyseq.generation import BeamSearch, EnsembleModel, Search, SequenceGenerator, going_on
 
 LENGTHS = [5, 3, 7, 4, 2, 6]
 PAD, EOS, UNK = 1, 2, 3
+
+
+@pytest.fixture(params=[0, 2, 50], ids=["", "ends known 2 steps later", "ends never known"])
+def lag(request, monkeypatch):
+    """How many steps later the host knows that a sentence has ended; on a GPU that is 2."""
+    monkeypatch.setitem(going_on.LAG, "cpu", request.param)
 
 
 def next_lprobs(models: list[Any], source: Tensor, prefixes: list[list[int]]) -> list[list[float]]:
@@ -100,6 +106,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.usefixtures("lag")
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
 @pytest.mark.parametrize("incremental", [True, False], ids=["incremental", "full prefix"])
 @torch.no_grad()
@@ -118,6 +125,7 @@ def test_equals_a_beam_search_with_lists(setting, incremental, make_dictionary, 
             assert_same(found[row], listed_beam_search([model], source, **options))
 
 
+@pytest.mark.usefixtures("lag")
 @torch.no_grad()
 def test_a_beam_that_the_first_step_cannot_fill(make_dictionary, make_model, make_sample):
     """Eleven candidates, one of which ends: the eleventh row must stay empty, not continue the one that ended."""
@@ -173,6 +181,7 @@ def test_max_len_grows_with_the_longest_source(make_dictionary, make_model, make
     assert {len(h["tokens"]) for found in generator.generate([model], sample) for h in found} == {6}
 
 
+@pytest.mark.usefixtures("lag")
 def test_prefix_tokens_of_different_lengths(make_dictionary, make_model, make_sample):
     dictionary = make_dictionary(12)
     prefixes = [(5, 6, 7), (8,), (), (9, 9, 9), (UNK, 5), (10, 11)]
@@ -191,6 +200,7 @@ def test_prefix_tokens_of_different_lengths(make_dictionary, make_model, make_sa
             assert_same(found[row], expected)
 
 
+@pytest.mark.usefixtures("lag")
 def test_a_prefix_that_ends_the_sentence_ends_every_hypothesis(make_dictionary, make_model, make_sample):
     dictionary = make_dictionary(12)
     model = make_model(dictionary)
@@ -248,6 +258,7 @@ def test_temperature_divides_the_logits(make_dictionary, make_model, make_sample
         assert_same(found[row], listed_beam_search([warm], source, 3, 8))
 
 
+@pytest.mark.usefixtures("lag")
 def test_language_model_is_fused_in(make_dictionary, make_model, make_sample):
     """A weight of -1 on the model itself leaves nothing: all tokens are equal at every step."""
     dictionary = make_dictionary(12)
@@ -259,6 +270,7 @@ def test_language_model_is_fused_in(make_dictionary, make_model, make_sample):
             assert hypothesis["positional_scores"].tolist() == pytest.approx([0] * len(hypothesis["tokens"]), abs=1e-5)
 
 
+@pytest.mark.usefixtures("lag")
 def test_a_sentence_does_not_depend_on_its_batch(make_dictionary, make_model, make_sample):
     dictionary = make_dictionary(40)
     model = make_model(dictionary, sharpness=0.7)
@@ -322,6 +334,7 @@ class BestOfLastHalf(Search):
         return best, tokens, tokens % beam if step == 0 else beams  # all are the same at first
 
 
+@pytest.mark.usefixtures("lag")
 def test_another_search_fits_in(make_dictionary, make_model, make_sample):
     dictionary = make_dictionary(40)
     model = make_model(dictionary)
@@ -339,6 +352,7 @@ def test_another_search_fits_in(make_dictionary, make_model, make_sample):
         generator.generate([model], sample, constraints=torch.zeros(6, 1))
 
 
+@pytest.mark.usefixtures("lag")
 def test_weights_that_are_not_finite_are_told(make_dictionary, make_model, make_sample):
     dictionary = make_dictionary(12)
     model = make_model(dictionary)
