@@ -165,7 +165,7 @@ def execute(cases: list[Case], args: argparse.Namespace) -> int:
     names = {case.name for case in chosen}
     judged = [one for one in targets.judge(found) if one.target.case in names] if args.check else []
     if judged:
-        print("\n" + report.aligned(report.targets_table(judged)))
+        print("\n" + report.aligned(report.targets_table({"": judged})))
     for name, error in found["errors"].items():
         print(f"error: {name}: {error}", file=sys.stderr)
     if found["errors"]:

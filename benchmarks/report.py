@@ -10,7 +10,7 @@ In a document, a table stands between two comments; the path is relative to the 
     <!-- end of figures -->
 
 ``targets`` in place of a pattern puts the table of the targets there, ``machine`` a line on what it was measured on.
-These two take several runs, named by a path with wildcards, side by side.
+These two take several runs, named by a path with wildcards, side by side, in the order of the numbers in the names.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -140,17 +140,24 @@ def run_text(run: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def targets_table(*runs: list[targets.Judgement]) -> list[dict[str, str]]:
-    """A line for each target; what several runs measured stands side by side, and all have to hold."""
-    return [
-        {
-            "case": found[0].target.case,
-            "target": found[0].target.text,
-            "measured": ", ".join(one.measured or "-" for one in found) if any(one.measured for one in found) else "",
-            "verdict": _verdict([one.verdict for one in found]),
-        }
-        for found in zip(*runs)
-    ]
+def targets_table(runs: Mapping[str, list[targets.Judgement]]) -> list[dict[str, str]]:
+    """A line for each target; what several runs measured stands side by side, and all have to hold.
+
+    Args:
+        runs: by number, which stands in brackets behind a figure where there are several.
+    """
+    lines = []
+    for found in zip(*runs.values()):
+        figures = [(number, one.measured) for number, one in zip(runs, found) if one.measured]
+        lines.append(
+            {
+                "case": found[0].target.case,
+                "target": found[0].target.text,
+                "measured": ", ".join(f"{value} ({number})" if len(runs) > 1 else value for number, value in figures),
+                "verdict": _verdict([one.verdict for one in found]),
+            }
+        )
+    return lines
 
 
 def _verdict(each: list[str]) -> str:
@@ -161,22 +168,30 @@ def _verdict(each: list[str]) -> str:
     return f"holds in {measured.count('holds')} of {len(measured)} runs"
 
 
-def region(runs: list[dict[str, Any]], what: str) -> str:
-    """The Markdown between the two comments.
+def region(runs: Mapping[str, dict[str, Any]], what: str) -> str:
+    """The Markdown between the two comments, from runs by number.
 
     Raises:
         ValueError: no case has this name; or tables of several runs are asked for.
     """
     if what == "machine":
-        return "\n\n".join(machine_line(run) for run in runs) + "\n"
+        several = len(runs) > 1
+        return (
+            "\n\n".join(f"Run {n}: {machine_line(run)}" if several else machine_line(run) for n, run in runs.items())
+            + "\n"
+        )
     if what == "targets":
-        present = {group for run in runs for group in groups(run)}
-        judged = [[one for one in targets.judge(run) if group_of(one.target.case) in present] for run in runs]
-        return markdown(targets_table(*judged)) + "\n"
+        present = {group for run in runs.values() for group in groups(run)}
+        judged = {
+            number: [one for one in targets.judge(run) if group_of(one.target.case) in present]
+            for number, run in runs.items()
+        }
+        return markdown(targets_table(judged)) + "\n"
     if len(runs) > 1:
         raise ValueError(f"{len(runs)} runs match, and the tables of one are wanted")
-    parts = [f"{title(case)}\n\n{case_text(case)}" for case in runs[0]["cases"] if fnmatch(case["name"], what)]
-    parts += [f"{name}: not run: {why}" for name, why in runs[0]["skipped"].items() if fnmatch(name, what)]
+    run = next(iter(runs.values()))
+    parts = [f"{title(case)}\n\n{case_text(case)}" for case in run["cases"] if fnmatch(case["name"], what)]
+    parts += [f"{name}: not run: {why}" for name, why in run["skipped"].items() if fnmatch(name, what)]
     if not parts:
         if not any(fnmatch(name, what) for name in known_names()):
             raise ValueError(f"no case is named '{what}'")
@@ -214,15 +229,21 @@ def rewritten(text: str, root: Path = ROOT) -> str:
 
     def table(match: re.Match[str]) -> str:
         begin, file, what, end = match.groups()
-        paths = sorted(root.glob(file)) if not Path(file).is_absolute() else [Path(file)]
-        if not paths:
+        paths = root.glob(file) if not Path(file).is_absolute() else [Path(file)]
+        found = sorted(((number_of(path), path) for path in paths), key=lambda one: (len(one[0]), one))
+        if not found:
             return f"{begin}Not measured yet: there is no `{file}`.\n{end}"
         try:
-            return begin + region([load(path) for path in paths], what) + end
+            return begin + region({number: load(path) for number, path in found}, what) + end
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
 
     return REGION.sub(table, text)
+
+
+def number_of(path: Path) -> str:
+    """Of the run that is kept there: 2 of ops_cpu-2.json."""
+    return path.stem.rpartition("-")[2]
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -242,7 +263,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.file is not None:
             run = load(args.file)
             judged = [one for one in targets.judge(run) if group_of(one.target.case) in groups(run)]
-            print(run_text(run) + ("\n\n" + aligned(targets_table(judged)) if judged else ""))
+            print(run_text(run) + ("\n\n" + aligned(targets_table({"": judged})) if judged else ""))
         for path in args.write:
             path.write_text(rewritten(path.read_text()))
         stale = [path for path in args.verify if rewritten(path.read_text()) != path.read_text()]

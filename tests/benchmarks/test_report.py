@@ -80,17 +80,17 @@ def test_rates_of_whole_runs_are_told_by_unit_and_compared_by_unit(run: Make, si
 
 
 def test_targets_of_several_runs_stand_side_by_side_and_all_have_to_hold(run: Make, side: Make, tmp_path: Path) -> None:
-    for number, rate in enumerate((8000.0, 7000.0)):
+    for number, rate in ((9, 8000.0), (10, 7000.0)):
         (tmp_path / f"run-{number}.json").write_text(json.dumps(whole_run(run, side, rate, 4000.0)))
     text = report.rewritten("<!-- figures run-*.json targets -->\n<!-- end of figures -->\n", tmp_path)
     line = next(line for line in text.splitlines() if "1.836 x faster than lean torch loop (" in line)
-    assert "| 2, 1.75 | holds in 1 of 2 runs |" in line
+    assert "| 2 (9), 1.75 (10) | holds in 1 of 2 runs |" in line
     assert "adam/" not in text, "targets of operations that the runs were not asked for"
     without = whole_run(run, side, 8000.0, 4000.0)
     without["cases"][0]["sides"].pop(1)
-    (tmp_path / "run-1.json").write_text(json.dumps(without))
+    (tmp_path / "run-10.json").write_text(json.dumps(without))
     text = report.rewritten("<!-- figures run-*.json targets -->\n<!-- end of figures -->\n", tmp_path)
-    assert "| 2, - | holds |" in text  # a run without the peer says nothing against it
+    assert "| 2 (9) | holds |" in text  # a run without the peer says nothing against it
     with pytest.raises(ValueError, match="2 runs match"):
         report.rewritten("<!-- figures run-*.json train/* -->\n<!-- end of figures -->\n", tmp_path)
 
