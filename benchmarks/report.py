@@ -175,11 +175,8 @@ def region(runs: Mapping[str, dict[str, Any]], what: str) -> str:
         ValueError: no case has this name; or tables of several runs are asked for.
     """
     if what == "machine":
-        several = len(runs) > 1
-        return (
-            "\n\n".join(f"Run {n}: {machine_line(run)}" if several else machine_line(run) for n, run in runs.items())
-            + "\n"
-        )
+        lines = [(f"Run {number}: " if len(runs) > 1 else "") + machine_line(run) for number, run in runs.items()]
+        return "\n\n".join(lines) + "\n"
     if what == "targets":
         present = {group for run in runs.values() for group in groups(run)}
         judged = {

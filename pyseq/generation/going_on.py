@@ -1,4 +1,4 @@
-"""Which sentences of a batch go on, found out without making the host wait for a GPU."""
+"""Which sentences of a batch go on, found out while the device computes the next step."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class GoingOn:
     """The sentences that are left in a batch of ``bsz``.
 
     How many there are decides the shapes of the next step, so the host has to know. Where the host runs ahead of the
-    device it takes what was true :attr:`lag` steps ago: a sentence that has ended stays that much longer, without
-    effect, since all its hypotheses are there.
+    device it takes what was true :attr:`lag` steps ago, and so waits for no later step than that. A sentence that has
+    ended stays that much longer, without effect, since all its hypotheses are there.
     """
 
     def __init__(self, bsz: int, device: torch.device) -> None:
-        self.device = device
+        self.device, self._on_gpu = device, device.type == "cuda"
         self.lag = LAG.get(device.type, 0)
         self._left = list(range(bsz))
         self._asked: deque[Answer] = deque()
@@ -43,24 +43,21 @@ class GoingOn:
         if self.lag == 0:
             return goes_on.nonzero().flatten()
         self._asked.append(self._ask(goes_on))
-        if len(self._asked) <= self.lag:
-            return torch.arange(len(self._left), device=self.device)
-        sentences, answer, arrived = self._asked.popleft()
-        if arrived is not None:
-            arrived.synchronize()
-        ended = {sentence for sentence, on in zip(sentences, answer.tolist()) if not on}
+        ended = self._known_to_have_ended() if len(self._asked) > self.lag else set()
         places = [place for place, sentence in enumerate(self._left) if sentence not in ended]
+        if len(places) == len(self._left):
+            return torch.arange(len(places), device=self.device)
         self._left = [self._left[place] for place in places]
-        return self._upload(places)
+        return torch.tensor(places, dtype=torch.long, pin_memory=self._on_gpu).to(self.device, non_blocking=True)
 
     def _ask(self, goes_on: Tensor) -> Answer:
-        if self.device.type != "cuda":
-            return Answer(self._left, goes_on, None)
-        host, arrived = goes_on.to("cpu", non_blocking=True), torch.cuda.Event()
-        arrived.record(torch.cuda.current_stream(self.device))
+        host, arrived = goes_on.to("cpu", non_blocking=True), torch.cuda.Event() if self._on_gpu else None
+        if arrived is not None:
+            arrived.record(torch.cuda.current_stream(self.device))
         return Answer(self._left, host, arrived)
 
-    def _upload(self, places: list[int]) -> Tensor:
-        if self.device.type != "cuda":
-            return torch.tensor(places, dtype=torch.long)
-        return torch.tensor(places, dtype=torch.long, pin_memory=True).to(self.device, non_blocking=True)
+    def _known_to_have_ended(self) -> set[int]:
+        sentences, goes_on, arrived = self._asked.popleft()
+        if arrived is not None:
+            arrived.synchronize()
+        return {sentence for sentence, on in zip(sentences, goes_on.tolist()) if not on}

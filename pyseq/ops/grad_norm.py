@@ -218,7 +218,7 @@ def _memory_of(tensors: Sequence[Tensor]) -> Memory:
         dtypes, device_type, index = found
         return Memory(table, dlpack_device(device_type, index), _dtypes_of_mask(dtypes), [])
     device = _common_device(tensors)
-    dense = [tensor if is_dense(tensor) else tensor.resolve_neg().contiguous() for tensor in tensors]
+    dense = [tensor if is_dense(tensor) else tensor.contiguous() for tensor in tensors]
     for i, tensor in enumerate(dense):
         table[i] = torch.tensor([tensor.data_ptr(), tensor.numel(), DTYPE_NUMBERS.get(tensor.dtype, -1)])
     return Memory(table, device, frozenset(tensor.dtype for tensor in tensors), dense)

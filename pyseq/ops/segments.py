@@ -173,7 +173,7 @@ def _same_layout(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
     """The tensors of a row, or copies, all dense and laid out as the parameter or else contiguous."""
     param = tensors[0]
     assert param is not None
-    order = param if is_dense(param) else param.resolve_neg().contiguous()
+    order = param if is_dense(param) else param.contiguous()
 
     def fitting(tensor: Tensor | None) -> Tensor | None:
         if tensor is None or (_strides(tensor) == _strides(order) and not tensor.is_neg()):
@@ -189,9 +189,8 @@ def _strides(tensor: Tensor) -> list[int]:
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill ``numel`` places in memory, in whatever order, and are what is stored there."""
-    dense = tensor.is_contiguous() or bool(torch.ops.aten.is_non_overlapping_and_dense(tensor))
-    return dense and not tensor.is_neg()
+    """Whether the elements fill ``numel`` places in memory, in whatever order."""
+    return tensor.is_contiguous() or bool(torch.ops.aten.is_non_overlapping_and_dense(tensor))
 
 
 def dtypes_of(columns: Columns) -> Dtypes:

@@ -214,6 +214,20 @@ def test_the_sign_with_which_a_gradient_is_read_counts(size, from_step):
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_sign_with_which_a_parameter_is_read_counts(size):
+    results = []
+    for kind in (FusedAdamW, torch.optim.AdamW):
+        numbers = torch.complex(torch.ones(size), torch.ones(size))
+        param = nn.Parameter(numbers.conj().imag)
+        optimizer = kind([param], lr=0.1, weight_decay=0.5)
+        for t in range(4):
+            param.grad = torch.full((size,), t - 0.5)
+            optimizer.step()
+        results.append(param.detach())
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
 def test_a_hook_that_looks_at_the_state_is_noticed():
     results = []
     for kind in (FusedAdamW, torch.optim.AdamW):
