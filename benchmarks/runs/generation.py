@@ -152,6 +152,9 @@ def case(
             env = processes.environment(variant.environment)
             command = processes.pyseq_command("generate")
             work.sides.append(side(variant.name, command, [*arguments, *variant.flags], env, count))
+        if device.type == "cuda":
+            command = processes.pyseq_command("generate")
+            work.sides.append(side("pyseq, --cuda-graphs", command, [*arguments, "--cuda-graphs"], env, count))
         if quick:
             work.skipped |= dict.fromkeys(("fairseq", *(name for name, *_ in CTRANSLATE2)), "not in a smoke run")
         else:

@@ -246,6 +246,7 @@ class GenerationConfig(ConfigGroup):
     print_step: bool = opt(False, "print the number of steps of each hypothesis")
     retain_dropout: bool = opt(False, "keep dropout on while generating")
     retain_dropout_modules: list[str] | None = opt(None, "only these modules keep dropout (comma-separated names)")
+    cuda_graphs: bool = opt(False, "on a GPU, record the steps of a plain Transformer decoder and replay them")
     num_generation_workers: int = opt(
         0,
         "pyseq-generate on a CPU: batches that are translated at the same time, each by one thread; hypotheses and "

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -224,14 +224,18 @@ def mean_attention(attentions: list[Tensor | None]) -> Tensor | None:
 
 
 @contextlib.contextmanager
-def attending(models: Iterable[Any], need_attn: bool) -> Iterator[None]:
-    """Have the decoders that can go without it return their attention to the source, if ``need_attn``."""
-    decoders = [m.decoder for m in models if hasattr(getattr(m, "decoder", None), "need_attn")]
-    before = [decoder.need_attn for decoder in decoders]
-    for decoder in decoders if need_attn else ():
-        decoder.need_attn = True
+def asked_for(models: Iterable[Any], wanted: Mapping[str, bool]) -> Iterator[None]:
+    """Set those of the decoders' attributes that are ``wanted``, where decoders have them.
+
+    ``need_attn`` has those return their attention to the source that can go without it; ``cuda_graphs`` has those
+    replay their steps that can.
+    """
+    decoders = [getattr(model, "decoder", None) for model in models]
+    changed = [(d, name) for name, want in wanted.items() if want for d in decoders if getattr(d, name, None) is False]
+    for decoder, name in changed:
+        setattr(decoder, name, True)
     try:
         yield
     finally:
-        for decoder, value in zip(decoders, before):
-            decoder.need_attn = value
+        for decoder, name in changed:
+            setattr(decoder, name, False)

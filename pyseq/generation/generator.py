@@ -14,7 +14,7 @@ from pyseq.data.dictionary import Dictionary
 from pyseq.errors import ConfigError, UserError
 from pyseq.generation.beams import Beams, Ended, Hypothesis
 from pyseq.generation.decoding import Decoding
-from pyseq.generation.ensemble import EnsembleModel, NextToken, Shortlist, attending
+from pyseq.generation.ensemble import EnsembleModel, NextToken, Shortlist, asked_for
 from pyseq.generation.going_on import GoingOn
 from pyseq.generation.ngram_blocking import block_repeated_ngrams
 from pyseq.generation.search import BeamSearch, Search
@@ -81,6 +81,7 @@ class SequenceGenerator(nn.Module):
         lm_weight: its weight.
         tokens_to_suppress: symbols that are never generated.
         need_attention: return the attention of each hypothesis to the source.
+        cuda_graphs: on a GPU, replay the steps of decoders that can have them recorded.
 
     Raises:
         ConfigError: a value that cannot be.
@@ -108,6 +109,7 @@ class SequenceGenerator(nn.Module):
         lm_weight: float = 1.0,
         tokens_to_suppress: Sequence[str] = (),
         need_attention: bool = False,
+        cuda_graphs: bool = False,
     ) -> None:
         super().__init__()
         if beam_size < 1:
@@ -132,6 +134,7 @@ class SequenceGenerator(nn.Module):
         self.search = search_strategy or BeamSearch(tgt_dict)
         self.suppressed = [self._known(symbol) for symbol in tokens_to_suppress]
         self.need_attention = need_attention
+        self.cuda_graphs = cuda_graphs
         self.eval()
 
     def _known(self, symbol: str) -> int:
@@ -169,7 +172,8 @@ class SequenceGenerator(nn.Module):
             empty unless asked for).
 
         Raises:
-            ConfigError: ``min_len`` exceeds what the length limits allow, or the search does not support constraints.
+            ConfigError: ``min_len`` exceeds what the length limits allow, the search does not support constraints, or
+                there is no GPU for CUDA graphs.
             UserError: the model gives no token of a sentence a finite probability.
         """
         return self._generate(sample, **kwargs)
@@ -184,12 +188,14 @@ class SequenceGenerator(nn.Module):
         batch = self._read(sample, prefix_tokens)
         self._begin_search(constraints)
         device, src_len = batch.src_lengths.device, batch.src_len if self.need_attention else None
+        if self.cuda_graphs and device.type != "cuda":
+            raise ConfigError(f"--cuda-graphs needs a GPU, and this batch is on the {device.type}: leave it out")
         beams = Beams.start(batch.bsz, self.eos if bos_token is None else bos_token, src_len, device)
         ended = Ended(batch.bsz, self.beam_size, batch.max_len, self.eos, self.pad, src_len, device)
         going_on = GoingOn(batch.bsz, device)
         # Decoders must know whether their attention is asked for when they begin.
         with (
-            attending(self.model.models, self.need_attention),
+            asked_for(self.model.models, {"need_attn": self.need_attention, "cuda_graphs": self.cuda_graphs}),
             Decoding(self.model, batch.net_input, self.lm_model, self.lm_weight) as decoding,
         ):
             output = self._output_weights()

@@ -14,7 +14,7 @@ from pyseq.data.dictionary import Dictionary
 from pyseq.errors import ConfigError
 from pyseq.generation.alignment import hard_alignment
 from pyseq.generation.beams import Hypothesis
-from pyseq.generation.ensemble import attending, attention_of, log_mean_exp, mean_attention
+from pyseq.generation.ensemble import asked_for, attention_of, log_mean_exp, mean_attention
 from pyseq.generation.normalization import is_plain_softmax, target_lprobs
 
 LOGITS_AT_ONCE = 2**26  # 256 MB in fp32
@@ -62,7 +62,7 @@ class SequenceScorer:
             their mean ``score``, and ``attention`` [T, S] and ``alignment`` or None.
         """
         lprobs, attentions = [], []
-        with attending(models, self.compute_alignment):
+        with asked_for(models, {"need_attn": self.compute_alignment}):
             for model in models:
                 model.eval()
                 scores, attention = self._score(model, sample)

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyseq.ops import dispatch
 from pyseq.ops.packed_linear import PackedLinear, check_packed
 
-dispatch.register_operation("linear_top_candidates", cpp=frozenset({torch.float32}))
+dispatch.register_operation("linear_top_candidates", cpp=frozenset({torch.float32}), library=True)
 
 
 class TopCandidates(NamedTuple):

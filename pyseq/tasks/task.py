@@ -219,6 +219,8 @@ class Task(Optioned):
         if seq_gen_cls is None and getattr(args, "print_alignment", None) is not None:
             seq_gen_cls = SequenceGeneratorWithAlignment
             options.setdefault("print_alignment", str(args.print_alignment))
+        if getattr(args, "cuda_graphs", False):  # only then: plug-in generators may not know it
+            options.setdefault("cuda_graphs", True)
         return (seq_gen_cls or SequenceGenerator)(
             models,
             self.target_dictionary,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from pyseq.data.dictionary import Dictionary
+from pyseq.models import build_model
 from pyseq.models.decoder import Decoder
 from pyseq.models.encoder import Encoder
 from pyseq.models.incremental_decoder import IncrementalDecoder
 from pyseq.models.model import EncoderDecoderModel, LanguageModel
+from support.generation import VOCAB
 
 SIZE = 8
 
@@ -110,6 +113,25 @@ def make_model() -> Callable[..., Any]:
         encoder = SumEncoder(dictionary, generator)
         decoder = (RecurrentDecoder if incremental else PrefixDecoder)(dictionary, generator, sharpness)
         return EncoderDecoderModel(encoder, decoder) if source else LanguageModel(decoder)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_transformer(make_dictionary: Callable[[int], Dictionary]) -> Callable[..., Any]:
+    """Small transformers with weights large enough for sharp, varied predictions."""
+
+    def make(seed: int = 0, arch: str = "transformer_tiny", **options: Any) -> Any:
+        dictionary = make_dictionary(VOCAB)
+        task = argparse.Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
+        torch.manual_seed(seed)
+        model = build_model(argparse.Namespace(arch=arch, tokens_per_sample=64, **options), task).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.05)  # biases and norms too
+            model.decoder.output_projection.weight.mul_(3)
+            model.decoder.output_projection.weight[dictionary.eos()].mul_(2)
+        return model
 
     return make
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -14,46 +12,9 @@ from pyseq.generation import BeamSearch, SequenceGenerator
 from pyseq.generation.ensemble import EnsembleModel
 from pyseq.models import build_model
 from pyseq.ops import dispatch
+from support.generation import VOCAB, assert_as_by_layers, is_fast
 
 pytestmark = pytest.mark.skipif(not dispatch.status("cpp").available, reason=dispatch.status("cpp").detail)
-VOCAB = 90
-
-
-@pytest.fixture(scope="session")
-def make_transformer(make_dictionary) -> Callable[..., Any]:
-    """Small transformers with weights large enough for sharp, varied predictions."""
-
-    def make(seed: int = 0, arch: str = "transformer_tiny", **options: Any) -> Any:
-        dictionary = make_dictionary(VOCAB)
-        task = argparse.Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
-        torch.manual_seed(seed)
-        model = build_model(argparse.Namespace(arch=arch, tokens_per_sample=64, **options), task).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.05)  # biases and norms too
-            model.decoder.output_projection.weight.mul_(3)
-            model.decoder.output_projection.weight[dictionary.eos()].mul_(2)
-        return model
-
-    return make
-
-
-def is_fast(model: Any) -> bool:
-    with torch.no_grad():
-        return bool(model.decoder.new_incremental_state())
-
-
-def assert_as_by_layers(generator: SequenceGenerator, sample: dict[str, Any], **kwargs: Any) -> None:
-    found = generator.generate(None, sample, **kwargs)
-    with ops.backend("torch"):
-        expected = generator.generate(None, sample, **kwargs)
-    for hypotheses, others in zip(found, expected, strict=True):
-        assert [h["tokens"].tolist() for h in hypotheses] == [h["tokens"].tolist() for h in others]
-        for one, other in zip(hypotheses, others):
-            torch.testing.assert_close(one["positional_scores"], other["positional_scores"], rtol=0, atol=1e-4)
-            torch.testing.assert_close(one["score"], other["score"], rtol=0, atol=1e-4)
-
-
 LENGTHS = [7, 2, 9, 4, 4, 6, 3, 8]
 
 

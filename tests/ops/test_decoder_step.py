@@ -7,12 +7,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyseq.ops.decoder_step import DecoderCache, DecoderWeights, LayerWeights, SourceWeights, decoder_step
+from pyseq.ops.decoder_step import (
+    DecoderCache,
+    DecoderWeights,
+    LayerWeights,
+    PlainLinear,
+    SlotCache,
+    SlotMemory,
+    SourceWeights,
+    StepCache,
+    attend,
+    attention,
+    caches,
+    decoder_step,
+    run,
+)
+from pyseq.ops.decoder_step.graph import GraphedSteps
 from pyseq.ops.packed_linear import PackedLinear
 from support.accuracy import assert_near, error
-from support.backends import running_on
+from support.backends import is_interpreted, running_on
+from support.graphs import Replays
 
-BACKENDS = ["torch", "cpp-avx512", "cpp-avx2", "cpp-portable"]
+# Back end and cache: "slots" is one block of memory, "steps" one for each step.
+BACKENDS = ["torch steps", "torch slots", "torch graphs", "triton slots"]
+BACKENDS += ["cpp-avx512 steps", "cpp-avx2 steps", "cpp-portable steps"]
 EPS = 1e-5
 
 
@@ -37,18 +55,21 @@ class Case:
     def linear(self, columns: int, depth: int) -> tuple[Tensor, Tensor]:
         return self.normal(columns, depth) * depth**-0.5, self.normal(columns) * 0.1
 
-    def weights(self) -> DecoderWeights:
-        def packed(name: str) -> PackedLinear:
-            return PackedLinear.pack(*layer[name])
+    def weights(self, cache: str = "steps", device: torch.device | str = "cpu") -> DecoderWeights:
+        def there(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            return pair[0].to(device), pair[1].to(device)
+
+        def linear(name: str) -> PackedLinear | PlainLinear:
+            return PackedLinear.pack(*layer[name]) if cache == "steps" else PlainLinear(*there(layer[name]))
 
         layers, sources = [], []
         for layer in self.layers:
             cross = None
             if self.source:
-                cross = SourceWeights(layer["cross_norm"], packed("query"), packed("cross"))
-                sources.append(layer["source"])
-            parts = layer["norm"], packed("qkv"), packed("out"), layer["final_norm"], packed("fc1"), packed("fc2")
-            layers.append(LayerWeights(*parts, cross))
+                cross = SourceWeights(there(layer["cross_norm"]), linear("query"), linear("cross"))
+                sources.append(there(layer["source"]))
+            attention = there(layer["norm"]), linear("qkv"), linear("out")
+            layers.append(LayerWeights(*attention, there(layer["final_norm"]), linear("fc1"), linear("fc2"), cross))
         stacked = None
         if self.source:
             stacked = torch.cat([weight for weight, _ in sources]), torch.cat([bias for _, bias in sources])
@@ -97,31 +118,56 @@ class Case:
         return self.apply(F.relu(y) if self.activation == "relu" else F.gelu(y), layer["fc2"])
 
 
-def decode(case: Case, backend: str) -> tuple[list[Tensor], list[Tensor]]:
+class Steps:
+    """Steps on a back end, with one of the caches, of one batch after the other."""
+
+    def __init__(self, case: Case, backend: str) -> None:
+        self.backend, self.kind = backend.split()
+        self.case = case
+        with running_on(self.backend) as self.device:
+            self.weights = case.weights(self.kind, self.device)
+        self.graphs = GraphedSteps() if self.device.type == "cuda" else GraphedSteps(Replays())
+
+    def begin(self, encoded: Tensor, padding: Tensor, x: Tensor) -> DecoderCache:
+        if self.kind == "steps":
+            source = (encoded, padding) if self.case.source else (None, None)
+            return StepCache(self.weights, *source, len(x))
+        source = (encoded.to(self.device), padding.to(self.device)) if self.case.source else (None, None)
+        if self.kind == "graphs":
+            return self.graphs.begin(self.weights, *source, x.to(self.device))
+        return SlotCache(self.weights, *source, x.to(self.device))
+
+    def step(self, x: Tensor, cache: DecoderCache, padding: Tensor) -> Tensor:
+        x, padding = x.to(self.device, copy=True), padding.to(self.device)
+        with running_on(self.backend):
+            if isinstance(cache, SlotCache) and cache.for_graphs:
+                return self.graphs.step(x, self.weights, cache, padding).cpu()
+            return decoder_step(x, self.weights, cache, padding).cpu()
+
+
+def decode(case: Case, backend: str, steps: Steps | None = None, many: int = 40) -> tuple[list[Tensor], list[Tensor]]:
     """Five steps of three sentences with rows multiplied, exchanged, padded and dropped; what is found and exact."""
+    steps = Steps(case, backend) if steps is None else steps
     case.generator.manual_seed(7)
     lengths, src_len = [4, 0, 2], 4
     encoded = case.normal(src_len, 3, case.encoder_dim)
     padding = torch.arange(src_len) < torch.tensor([[src_len - n] for n in lengths])
-    weights = case.weights()
-    cache = DecoderCache(weights, encoded if case.source else None, padding if case.source else None, 3)
-    orders = [[0, 0, 1, 1, 2, 2], [1, 0, 2, 2, 5, 4], [0, 0, 5, 4], [3, 2] * 40, None]
+    cache = None
+    orders = [[0, 0, 1, 1, 2, 2], [1, 0, 2, 2, 5, 4], [0, 0, 5, 4], [3, 2] * many, None]
     hypotheses: list[tuple[int, list[Tensor], list[bool]]] = [(s, [], []) for s in range(3)]
     found, exact = [], []
-    with running_on(backend):
-        for step, order in enumerate(orders):
-            x = case.normal(len(hypotheses), case.dim)
-            padded = [step == 1 and row == 1 or step == 0 and row == 2 for row in range(len(x))]
-            hypotheses = [
-                (s, [*prefix, x[r]], [*seen, not padded[r]]) for r, (s, prefix, seen) in enumerate(hypotheses)
-            ]
-            found.append(decoder_step(x.clone(), weights, cache, torch.tensor(padded)))
-            exact.append(
-                torch.stack([case.rule(torch.stack(p), encoded[4 - lengths[s] :, s], v) for s, p, v in hypotheses])
-            )
-            if order is not None:
-                cache.reorder(torch.tensor(order))
-                hypotheses = [hypotheses[row] for row in order]
+    for step, order in enumerate(orders):
+        x = case.normal(len(hypotheses), case.dim)
+        cache = steps.begin(encoded, padding, x) if cache is None else cache
+        padded = [step == 1 and row == 1 or step == 0 and row == 2 for row in range(len(x))]
+        hypotheses = [(s, [*prefix, x[r]], [*seen, not padded[r]]) for r, (s, prefix, seen) in enumerate(hypotheses)]
+        found.append(steps.step(x, cache, torch.tensor(padded)))
+        exact.append(
+            torch.stack([case.rule(torch.stack(p), encoded[4 - lengths[s] :, s], v) for s, p, v in hypotheses])
+        )
+        if order is not None:
+            cache.reorder(torch.tensor(order).to(steps.device))
+            hypotheses = [hypotheses[row] for row in order]
     return found, exact
 
 
@@ -137,8 +183,9 @@ def decode(case: Case, backend: str) -> tuple[list[Tensor], list[Tensor]]:
     ids=["post-norm", "pre-norm", "odd", "no-source"],
 )
 def test_as_whole_prefixes(case, backend):
-    found, exact = decode(case, backend)
-    reference = found if backend == "torch" else decode(case, "torch")[0]
+    many = 3 if is_interpreted(backend.split()[0]) else 40  # a row takes the interpreter milliseconds
+    found, exact = decode(case, backend, many=many)
+    reference = found if backend == "torch steps" else decode(case, "torch steps", many=many)[0]
     for one, plain, truth in zip(found, reference, exact, strict=True):
         assert error(plain, truth) < 1e-5
         assert_near(one, plain, truth, factor=3, ulps=4)
@@ -151,7 +198,7 @@ def test_threads_change_no_bit():
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(decode(case, "cpp")[0])
+            results.append(decode(case, "cpp steps")[0])
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -161,10 +208,110 @@ def test_threads_change_no_bit():
 def test_rows_that_do_not_fit_are_refused():
     case = Case(16, 4, 32, source=False, norm_first=False, activation="relu")
     weights = case.weights()
-    cache = DecoderCache(weights, None, None, 3)
+    cache = StepCache(weights, None, None, 3)
     with pytest.raises(ValueError, match="must be"):
         decoder_step(torch.zeros(2, 16), weights, cache)
     with running_on("cpp"), pytest.raises(IndexError, match="ancestor"):
         decoder_step(torch.zeros(3, 16), weights, cache)
         cache.ancestors[0, 0] = 3
         decoder_step(torch.zeros(3, 16), weights, cache)
+
+
+@pytest.mark.parametrize("kind", ["torch slots", "torch graphs"])
+def test_memory_that_grows_keeps_what_it_holds(kind, monkeypatch):
+    case = Case(16, 4, 32, source=True, norm_first=False, activation="relu")
+    monkeypatch.setattr(caches, "STEPS", 1)
+    monkeypatch.setattr(caches, "PLACES", 1)
+    for one, other in zip(decode(case, kind)[0], decode(case, "torch steps")[0], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+def test_graphs_are_recorded_once_for_a_number_of_rows():
+    case = Case(16, 4, 32, source=True, norm_first=False, activation="relu")
+    steps = Steps(case, "torch graphs")
+    expected = decode(case, "torch steps")[0]
+    counts = []
+    for _ in range(3):
+        for one, other in zip(decode(case, "torch graphs", steps)[0], expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+        counts.append(steps.graphs._record.recorded)
+    # 8 and 128 rows; 8 again, in the memory that 128 rows had made grow.
+    assert counts == [2, 3, 3]
+    steps.weights = case.weights("graphs")  # others
+    decode(case, "torch graphs", steps)
+    assert steps.graphs._record.recorded > counts[2]
+
+
+def test_two_batches_at_a_time_do_not_share_memory():
+    case = Case(16, 4, 32, source=False, norm_first=False, activation="relu")
+    steps = Steps(case, "torch graphs")
+    x = case.normal(2, 16)
+    first, second = (steps.graphs.begin(steps.weights, None, None, x) for _ in range(2))
+    assert first.for_graphs and not second.for_graphs
+    alone = SlotCache(steps.weights, None, None, x)
+    for _ in range(3):
+        y = steps.graphs.step(x, steps.weights, first, None)
+        decoder_step(-x, steps.weights, second)
+        torch.testing.assert_close(y, decoder_step(x, steps.weights, alone))
+        x = y
+    del first
+    assert steps.graphs.begin(steps.weights, None, None, x).for_graphs
+
+
+def test_memory_of_a_batch_under_inference_mode_serves_one_without():
+    case = Case(16, 4, 32, source=True, norm_first=False, activation="relu")
+    steps = Steps(case, "torch graphs")
+    with torch.inference_mode():
+        first = decode(case, "torch graphs", steps)[0]
+    with torch.no_grad():
+        second = decode(case, "torch graphs", steps)[0]
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_nothing_waits_for_the_device(graphs):
+    """On tensors without memory: to read one would be an error."""
+    case = Case(16, 4, 32, source=True, norm_first=False, activation="relu")
+    weights = case.weights("slots", "meta")
+    encoded, padding = torch.empty(5, 3, case.encoder_dim, device="meta"), torch.ones(3, 5, device="meta").bool()
+    x = torch.empty(3, 16, device="meta")
+    cache = SlotCache(weights, encoded, padding, x, SlotMemory(weights, x) if graphs else None)
+    for rows in (12, 12, 8):
+        cache.add_step(torch.empty(cache.rows(), dtype=torch.bool, device="meta"))
+        assert run(torch.empty(cache.room, 16, device="meta"), weights, cache, attend).size(0) == cache.room
+        cache.reorder(torch.zeros(rows, dtype=torch.int64, device="meta"))
+        assert cache.rows() == rows and cache.room == (rows if not graphs else 16 if rows == 12 else 8)
+
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("heads", "head_dim", "places"), [(2, 8, 5), (1, 80, 70), (3, 5, 1), (1, 1, 0), (2, 64, 65)])
+def test_attention_over_places(heads, head_dim, places, dtype):
+    """The Triton kernel against float64: places left out, table longer than is used, keys apart, queries apart."""
+    generator = torch.Generator().manual_seed(places)
+    rows, slots, dim = 4, 90, heads * head_dim
+    query = torch.randn(rows, 3 * dim, generator=generator).to(dtype)[:, dim : 2 * dim]
+    keys_values = (torch.randn(slots, 2, 2 * dim, generator=generator) * 2).to(dtype)[:, 1]
+    keys_values[7] = torch.nan  # no place is there
+    index = torch.randint(8, slots, (rows, places + 3), generator=generator, dtype=torch.int32)
+    index[:, places:] = 7
+    index[1, ::2] = -1
+    index[2, :] = -1
+    length = torch.tensor([places], dtype=torch.int32)
+    exact = torch.zeros(rows, dim, dtype=torch.float64)
+    for row in range(rows):
+        kept = [slot for slot in index[row, :places].tolist() if slot >= 0]
+        k, v = keys_values[kept].double().chunk(2, dim=1)
+        for head in range(heads if kept else 0):
+            own = slice(head * head_dim, (head + 1) * head_dim)
+            shares = (k[:, own] @ query[row, own].double() / head_dim**0.5).softmax(0)
+            exact[row, own] = shares @ v[:, own]
+    with running_on("triton") as device:
+        query, keys = query.to(device), caches.Keys(*(t.to(device) for t in (keys_values, index, length)))
+        found = attention("triton")(query, keys, heads).cpu()
+        plain = attention("torch")(query, keys, heads).cpu()
+    # The interpreter truncates to bf16.
+    assert_near(found, plain, exact, ulps=1.0 if dtype == torch.bfloat16 and device.type == "cpu" else 0.5)

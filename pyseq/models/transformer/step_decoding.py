@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,9 +19,13 @@ from pyseq.ops.decoder_step import (
     DecoderWeights,
     LayerWeights,
     Norm,
+    PlainLinear,
+    SlotCache,
     SourceWeights,
+    StepCache,
     decoder_step,
 )
+from pyseq.ops.decoder_step.graph import GraphedSteps
 from pyseq.ops.packed_linear import PackedLinear, identity
 from pyseq.utils import get_activation_fn
 
@@ -28,10 +33,15 @@ PLAIN = Dropout, LayerNorm, Linear, MultiheadAttention, TransformerDecoderLayer
 
 
 class StepDecoding:
-    """The incremental state of a decoder's layers for one batch."""
+    """The incremental state of a decoder's layers for one batch.
 
-    def __init__(self, weights: DecoderWeights) -> None:
-        self.weights = weights
+    Args:
+        weights: of the layers.
+        graphs: records steps and replays them; None: steps are run one by one.
+    """
+
+    def __init__(self, weights: DecoderWeights, graphs: GraphedSteps | None = None) -> None:
+        self.weights, self.graphs = weights, graphs
         self.cache: DecoderCache | None = None
 
     def step(self, x: Tensor, encoder_out: Tensor | None, source_padding: Tensor | None, padding: Tensor) -> Tensor:
@@ -43,11 +53,20 @@ class StepDecoding:
             padding: [R], whether the newest token is padding.
         """
         if self.cache is None:
-            if encoder_out is None and self.weights.source is not None:
-                layers = [layer._replace(source=None) for layer in self.weights.layers]
-                self.weights = dataclasses.replace(self.weights, layers=layers, source=None)
-            self.cache = DecoderCache(self.weights, encoder_out, source_padding, x.size(1))
+            self.cache = self._begin(x[0], encoder_out, source_padding)
+        if self.graphs is not None and isinstance(self.cache, SlotCache) and self.cache.for_graphs:
+            return self.graphs.step(x[0], self.weights, self.cache, padding).unsqueeze(0)
         return decoder_step(x[0].clone(), self.weights, self.cache, padding).unsqueeze(0)
+
+    def _begin(self, x: Tensor, encoder_out: Tensor | None, source_padding: Tensor | None) -> DecoderCache:
+        if encoder_out is None and self.weights.source is not None:
+            layers = [layer._replace(source=None) for layer in self.weights.layers]
+            self.weights = dataclasses.replace(self.weights, layers=layers, source=None)
+        if self.weights.packed:
+            return StepCache(self.weights, encoder_out, source_padding, x.size(0))
+        if self.graphs is not None:
+            return self.graphs.begin(self.weights, encoder_out, source_padding, x)
+        return SlotCache(self.weights, encoder_out, source_padding, x)
 
     def reorder(self, rows: Tensor) -> None:
         """Keep the hypotheses ``rows``, in that order."""
@@ -56,29 +75,40 @@ class StepDecoding:
 
 
 class PreparedWeights:
-    """The weights of a decoder's layers as the operation reads them, made again when one of them has changed."""
+    """The weights of a decoder's layers as the operation reads them, made again when one of them has changed.
+
+    Attributes:
+        graphs: of the steps with these weights.
+    """
 
     def __init__(self) -> None:
         self.weights: DecoderWeights | None = None
-        self.made_from: tuple[tuple[int, int], ...] = ()
+        self.made_from: tuple[Any, ...] = ()
+        self.graphs = GraphedSteps()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PreparedWeights:
+        copied = PreparedWeights()
+        copied.weights, copied.made_from = self.weights, self.made_from
+        return copied
 
     def of(self, layers: nn.ModuleList) -> DecoderWeights:
         """The weights of layers that :func:`can_step` approves of."""
         parameters = tuple(layers.parameters())
-        made_from = identity(*parameters)
+        made_from = backend_of(parameters[0]), identity(*parameters)
         if self.weights is None or made_from != self.made_from:
-            self.weights, self.made_from = prepare(layers), made_from
+            self.weights, self.made_from = prepare(layers, packed=made_from[0] == "cpp"), made_from
         return self.weights
 
 
 def can_step(layers: nn.ModuleList) -> bool:
     """Whether the operation computes what these layers do: none of their parts is unusual, watched or in training."""
     parameters = list(layers.parameters())
-    if not parameters or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+    if not parameters or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
-    if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in parameters):
+    device, dtype = parameters[0].device, parameters[0].dtype
+    if any(p.device != device or p.dtype != dtype for p in parameters):
         return False
-    if dispatch.choose("decoder_step", "cpu", torch.float32) == "torch":
+    if backend_of(parameters[0]) == "torch" or torch.is_autocast_enabled(device.type):
         return False
     if any(type(module) not in PLAIN or is_hooked(module) for layer in layers for module in layer.modules()):
         return False
@@ -86,6 +116,10 @@ def can_step(layers: nn.ModuleList) -> bool:
         return False
     first: Any = layers[0]
     return all(_is_usual(layer) and _is_alike(layer, first) for layer in layers)
+
+
+def backend_of(parameter: Tensor) -> str:
+    return dispatch.choose("decoder_step", parameter.device.type, parameter.dtype)
 
 
 def _is_usual(layer: Any) -> bool:
@@ -118,13 +152,14 @@ def _options(layer: Any) -> tuple[Any, ...]:
     )
 
 
-def prepare(layers: nn.ModuleList) -> DecoderWeights:
-    """The weights of layers that :func:`can_step` approves of."""
+def prepare(layers: nn.ModuleList, packed: bool) -> DecoderWeights:
+    """The weights of layers that :func:`can_step` approves of, for the core (``packed``) or for torch."""
     first: Any = layers[0]
     cross: list[Any] = [layer.encoder_attn for layer in layers if layer.encoder_attn is not None]
     activation = next(name for name in ACTIVATIONS if get_activation_fn(name) is first.activation_fn)
+    linear = PackedLinear.pack if packed else PlainLinear
     return DecoderWeights(
-        layers=[_layer_weights(layer) for layer in layers],
+        layers=[_layer_weights(layer, linear) for layer in layers],
         source=stacked([p for attention in cross for p in (attention.k_proj, attention.v_proj)]) if cross else None,
         heads=first.self_attn.num_heads,
         norm_first=first.normalize_before,
@@ -133,31 +168,32 @@ def prepare(layers: nn.ModuleList) -> DecoderWeights:
     )
 
 
-def _layer_weights(layer: Any) -> LayerWeights:
+def _layer_weights(layer: Any, linear: Callable[..., Any]) -> LayerWeights:
+    def of(module: Any) -> Any:
+        return linear(*stacked([module]))
+
     attention, source = layer.self_attn, None
     if layer.encoder_attn is not None:
         cross = layer.encoder_attn
-        source = SourceWeights(_norm(layer.encoder_attn_layer_norm), packed(cross.q_proj), packed(cross.out_proj))
+        source = SourceWeights(_norm(layer.encoder_attn_layer_norm), of(cross.q_proj), of(cross.out_proj))
     return LayerWeights(
         self_norm=_norm(layer.self_attn_layer_norm),
-        qkv=PackedLinear.pack(*stacked([attention.q_proj, attention.k_proj, attention.v_proj])),
-        self_out=packed(attention.out_proj),
+        qkv=linear(*stacked([attention.q_proj, attention.k_proj, attention.v_proj])),
+        self_out=of(attention.out_proj),
         final_norm=_norm(layer.final_layer_norm),
-        fc1=packed(layer.fc1),
-        fc2=packed(layer.fc2),
+        fc1=of(layer.fc1),
+        fc2=of(layer.fc2),
         source=source,
     )
 
 
-def packed(linear: Any) -> PackedLinear:
-    return PackedLinear.pack(linear.weight, linear.bias)
-
-
 def stacked(linears: list[Any]) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of one layer whose output is that of all ``linears``, one after the other."""
-    weight = torch.cat([linear.weight.detach() for linear in linears])
-    biases = [linear.bias for linear in linears]
-    return weight, None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
+    weights = [linear.weight.detach() for linear in linears]
+    biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+    if len(linears) == 1:
+        return weights[0], biases[0] if biases else None
+    return torch.cat(weights), torch.cat(biases) if biases else None
 
 
 def _norm(norm: Any) -> Norm:

@@ -65,6 +65,7 @@ class TransformerDecoder(IncrementalDecoder):
         self.cross_self_attention = cfg.cross_self_attention
         self.left_pad_target = cfg.left_pad_target
         self.need_attn = False
+        self.cuda_graphs = False
         self._prepared = PreparedWeights()
 
         input_dim, dim = embed_tokens.embedding_dim, cfg.decoder_embed_dim
@@ -214,7 +215,8 @@ class TransformerDecoder(IncrementalDecoder):
     def new_incremental_state(self) -> dict[str, Any]:
         state: dict[str, Any] = {}
         if not self.need_attn and not self.training and can_step(self.layers):
-            self.set_incremental_state(state, "steps", StepDecoding(self._prepared.of(self.layers)))
+            weights, graphs = self._prepared.of(self.layers), self._prepared.graphs if self.cuda_graphs else None
+            self.set_incremental_state(state, "steps", StepDecoding(weights, graphs))
         return state
 
     def reads_encoder_out(self, incremental_state: dict[str, Any]) -> bool:
