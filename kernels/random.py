@@ -12,7 +12,19 @@ def random_halves(seed, first_tile, TILES: tl.constexpr):
 
     int32 [TILES * 128].
     """
-    block = first_tile * 16 + tl.arange(0, TILES * 16).to(tl.int64)
+    return _halves(seed, first_tile * 16 + tl.arange(0, TILES * 16).to(tl.int64), TILES)
+
+
+@triton.jit
+def random_tiles(seed, tiles, TILES: tl.constexpr):
+    """The 16-bit numbers of some tiles (int64 [TILES]) of the stream of ``seed``: int32 [TILES * 128]."""
+    block = tiles[:, None] * 16 + tl.arange(0, 16).to(tl.int64)[None, :]
+    return _halves(seed, block.reshape(TILES * 16), TILES)
+
+
+@triton.jit
+def _halves(seed, block, TILES: tl.constexpr):
+    """The 16-bit numbers of the blocks of tiles (int64 [TILES * 16])."""
     low, high = (block & 0xFFFFFFFF).to(tl.uint32), (block >> 32).to(tl.uint32)
     zero = low * 0
     w0, w1, w2, w3 = tl.philox(seed, low, high, zero, zero)

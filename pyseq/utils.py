@@ -40,8 +40,28 @@ def apply_to_sample(fn: Callable[[Tensor], Any], sample: Any) -> Any:
 
 
 def move_to_device(sample: Any, device: torch.device | str) -> Any:
-    """``sample`` with every tensor on ``device``; the copy does not block where the memory is pinned."""
-    return apply_to_sample(lambda t: t.to(device, non_blocking=True), sample)
+    """``sample`` with every tensor on ``device``; the copy does not block where the memory is pinned.
+
+    Integers that leave the CPU remember what they were there: see :func:`host_copy`.
+    """
+
+    def moved(tensor: Tensor) -> Tensor:
+        there = tensor.to(device, non_blocking=True)
+        leaves = tensor.device.type == "cpu" and there.device.type != "cpu"
+        if leaves and not tensor.is_floating_point() and not there.is_inference():
+            there.__dict__["_moved_from"] = tensor, there._version
+        return there
+
+    return apply_to_sample(moved, sample)
+
+
+def host_copy(tensor: Tensor) -> Tensor:
+    """The tensor on the CPU that :func:`move_to_device` made ``tensor`` of, to be read without waiting for a device.
+
+    ``tensor`` itself where there is none, or it has been written to since.
+    """
+    host, version = tensor.__dict__.get("_moved_from", (tensor, None))
+    return host if version is None or tensor._version == version else tensor
 
 
 def move_to_cuda(sample: Any, device: torch.device | str | None = None) -> Any:

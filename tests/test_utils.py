@@ -58,3 +58,17 @@ def test_apply_keeps_the_structure():
     doubled = utils.apply_to_sample(lambda t: t * 2, sample)
     assert doubled["a"].item() == 2 and doubled["b"][0].item() == 2 and doubled["c"][0].item() == 2
     assert doubled["b"][1:] == [3, None] and doubled["c"][1] == {"d": "text"}
+
+
+def test_a_moved_batch_remembers_its_integers_until_they_are_written_to():
+    sample = {"tokens": torch.tensor([[4, 5, PAD]]), "weights": torch.ones(2)}
+    moved = utils.move_to_device(sample, "meta")
+    assert utils.host_copy(moved["tokens"]) is sample["tokens"]
+    assert utils.host_copy(moved["weights"]) is moved["weights"]
+    assert utils.host_copy(sample["tokens"]) is sample["tokens"]
+    assert utils.host_copy(moved["tokens"].clone()).device.type == "meta"
+    moved["tokens"][:, 0] = 7  # as a task may, which masks words
+    assert utils.host_copy(moved["tokens"]) is moved["tokens"]
+    with torch.inference_mode():
+        inferred = utils.move_to_device(sample, "meta")["tokens"]
+        assert utils.host_copy(inferred) is inferred

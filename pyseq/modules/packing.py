@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyseq.ops import Segments
+from pyseq.utils import host_copy
 
 
 class PackedMask(NamedTuple):
@@ -38,13 +39,15 @@ class Packing:
 
     def __init__(self, tokens: Tensor, padding_idx: int) -> None:
         self.shape = tokens.shape
-        real = tokens.ne(padding_idx)
+        real = host_copy(tokens).ne(padding_idx)
         lengths = real.sum(dim=1)
-        self.index = real.flatten().nonzero().squeeze(1)
-        self.segments = Segments.from_lengths(lengths)
+        index = real.flatten().nonzero().squeeze(1)
+        offsets, longest = Segments.from_lengths(lengths)
+        starts = offsets[:-1].long().repeat_interleave(lengths, output_size=len(index))
+        positions = (torch.arange(len(index), device=real.device) - starts + padding_idx + 1).unsqueeze(0)
+        self.index, self.positions, offsets = (_upload(t, tokens.device) for t in (index, positions, offsets))
+        self.segments = Segments(offsets, longest)
         self.tokens = tokens.flatten()[self.index].unsqueeze(0)
-        starts = self.segments.offsets[:-1].long().repeat_interleave(lengths, output_size=len(self.index))
-        self.positions = (torch.arange(len(self.index), device=tokens.device) - starts + padding_idx + 1).unsqueeze(0)
 
     def unpack(self, x: Tensor) -> Tensor:
         """N x 1 x C to B x T x C, zeros at padding."""
@@ -53,3 +56,10 @@ class Packing:
             return x.view(rows, columns, -1)
         padded = x.new_zeros(rows * columns, x.size(-1))
         return padded.index_copy(0, self.index, x.squeeze(1)).view(rows, columns, -1)
+
+
+def _upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``, without waiting for it."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

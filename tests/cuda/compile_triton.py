@@ -15,7 +15,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pyseq.kernels import adam, cross_entropy, grad_norm
+from pyseq.kernels import adam, attention, cross_entropy, decode_attention, grad_norm
 
 CAPABILITIES = (80, 90, 100)
 
@@ -28,6 +28,7 @@ class Case(NamedTuple):
     types: dict[str, str]
     constants: dict[str, Any]
     num_warps: int
+    aligned: tuple[str, ...] = ("logits", "grad")  # arguments that are multiples of 16, if the kernel has them
 
 
 def cross_entropy_cases() -> Iterator[Case]:
@@ -83,14 +84,52 @@ def adam_cases() -> Iterator[Case]:
         yield Case(name, adam._update_kernel, types, {**dtypes, **rest}, num_warps)
 
 
+def attention_cases() -> Iterator[Case]:
+    parts = ("query", "key", "grad", "grad_query", "grad_key")
+    strides = tuple(f"{part}{of}_stride" for part in parts for of in ("", "_head"))
+    tensors = ("query", "key", "value", "out", "grad_out", "grad_query", "grad_key", "grad_value")
+    types = dict.fromkeys(("log_sums", "deltas"), "*fp32") | dict.fromkeys(("query_offsets", "key_offsets"), "*i32")
+    types |= dict.fromkeys((*strides, "heads", "head_dim", "across", "limit"), "i32") | {"seed": "*i64"}
+    types |= dict.fromkeys(("dropout_scale", "scale"), "fp32")
+    aligned = (*tensors, *strides, "head_dim", "log_sums", "deltas", "query_offsets", "key_offsets", "seed")
+    for dtype, size in (("bf16", 2), ("fp32", 4), ("fp16", 2)):
+        for head_dim in (32, 64, 128):
+            for kernel, blocks in (
+                (attention._forward_kernel, attention.FORWARD),
+                (attention._query_kernel, attention.OF_QUERIES),
+                (attention._key_kernel, attention.OF_KEYS),
+            ):
+                if (dtype, head_dim, kernel) == ("fp32", 128, attention._key_kernel):
+                    continue  # spills, as kernels/attention.py says
+                queries, keys, lanes, num_warps = attention.launch(blocks, (1024, 1024), head_dim, size)
+                flags = {"CAUSAL": True, "DROP": True, "WIDE": False}
+                constants = flags | {"QUERIES": queries, "KEYS": keys, "LANES": lanes}
+                types |= dict.fromkeys(tensors, "*" + dtype)
+                yield Case(f"{dtype}-{head_dim}", kernel, dict(types), constants, num_warps, aligned)
+
+
+def decoding_cases() -> Iterator[Case]:
+    numbers = ("query_stride", "key_stride", "slots_stride", "dim", "head_dim")
+    tensors = ("query", "keys_values", "out")
+    types = {"slots": "*i32", "length": "*i32", "scale": "fp32"} | dict.fromkeys(numbers, "i32")
+    aligned = (*tensors, "slots", "query_stride", "key_stride", "dim", "head_dim")
+    for dtype in ("bf16", "fp32"):
+        for head_dim in (32, 64, 128):
+            lanes, places, num_warps = decode_attention.launch(head_dim)
+            constants = {"LANES": lanes, "PLACES": places}
+            all_types = types | dict.fromkeys(tensors, "*" + dtype)
+            yield Case(f"{dtype}-{head_dim}", decode_attention._attend_kernel, all_types, constants, num_warps, aligned)
+
+
 def main(folder: Path) -> None:
-    for case in (*cross_entropy_cases(), *grad_norm_cases(), *adam_cases()):
+    for case in (*cross_entropy_cases(), *grad_norm_cases(), *adam_cases(), *attention_cases(), *decoding_cases()):
         names = case.kernel.arg_names
         signature = {argument: case.types.get(argument, "constexpr") for argument in names}
         constants = {argument: case.constants.get(argument) for argument in names if argument not in case.types}
         # As Triton finds them at run time: a tensor's memory begins at a multiple of 16 bytes.
-        matrices = [names.index(argument) for argument in ("logits", "grad") if argument in names]
-        aligned = {(index,): [["tt.divisibility", 16]] for index in matrices}
+        aligned = {
+            (names.index(argument),): [["tt.divisibility", 16]] for argument in case.aligned if argument in names
+        }
         for capability in CAPABILITIES:
             source = ASTSource(case.kernel, signature, constexprs=constants, attrs=aligned)
             target = GPUTarget("cuda", capability, 32)

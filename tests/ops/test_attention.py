@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -19,13 +20,13 @@ from pyseq.ops.attention.definition import Options, keep_mask
 from pyseq.ops.dropout import limit
 from pyseq.ops.random import random_halves
 from support.accuracy import assert_near
-from support.backends import running_on, using_isa
+from support.backends import is_interpreted, running_on, using_isa
 
 # The interpreter computes with numpy, which warns where nan is the right answer.
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning:triton")
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-BACKENDS = ["cpp-avx512", "cpp-avx2", "cpp-portable"]
+BACKENDS = ["cpp-avx512", "cpp-avx2", "cpp-portable", "triton"]
 SEED = 987654321987654321
 needs_core = pytest.mark.skipif(not dispatch.status("cpp").available, reason=dispatch.status("cpp").detail)
 
@@ -138,12 +139,27 @@ KINDS: dict[str, Callable[..., Case]] = {
     "long": lambda **options: some([1, 300], [300, 530], heads=1, **options),
     "long causal": lambda **options: some([2, 530], heads=1, causal=True, **options),
 }
+# The same for the interpreter, to which a block of scores takes a tenth of a second: blocks of the Triton kernels have
+# up to 64 queries and keys.
+FEW: dict[str, Callable[..., Case]] = {
+    "self": lambda **options: some([5, 0, 17, 66], **options),
+    "causal": lambda **options: some([1, 3, 66], causal=True, **options),
+    "cross": lambda **options: some([5, 0, 17, 2], [3, 4, 0, 33], **options),
+    "long": lambda **options: some([1, 70], [70, 130], heads=1, **options),
+    "long causal": lambda **options: some([2, 130], heads=1, causal=True, **options),
+}
+
+
+def case_of(kind: str, backend: str, **options: Any) -> Case:
+    return (FEW if is_interpreted(backend) else KINDS)[kind](**options)
 
 
 @functools.cache
-def exact_and_plain(kind: str, dim: int, dtype: torch.dtype, p: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def exact_and_plain(
+    kind: str, few: bool, dim: int, dtype: torch.dtype, p: float
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What the oracle and the torch reference find, which is the same for every back end."""
-    case = KINDS[kind](dim=dim, dtype=dtype, p=p)
+    case = (FEW if few else KINDS)[kind](dim=dim, dtype=dtype, p=p)
     return oracle(case), run("torch", case)
 
 
@@ -152,12 +168,20 @@ def exact_and_plain(kind: str, dim: int, dtype: torch.dtype, p: float) -> tuple[
 @pytest.mark.parametrize("p", [0.0, 0.3])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_error_is_near_that_of_the_reference(backend: str, dtype: torch.dtype, p: float, kind: str) -> None:
-    dims = (1, 8, 20, 32, 64, 80, 128) if "long" not in kind else (32, 80)
-    parts = [exact_and_plain(kind, dim, dtype, p) for dim in dims]
-    result = [run(backend, KINDS[kind](dim=dim, dtype=dtype, p=p)) for dim in dims]
+    few = is_interpreted(backend)
+    if few and dtype != torch.float32 and (p == 0.0 or kind in ("self", "long")):
+        pytest.skip("the interpreter takes long, and this is covered by another dtype")
+    dims = ((1, 8, 20, 32, 64, 80, 128) if "long" not in kind else (32, 80)) if not few else (3, 64)
+    parts = [exact_and_plain(kind, few, dim, dtype, p) for dim in dims]
+    result = [run(backend, case_of(kind, backend, dim=dim, dtype=dtype, p=p)) for dim in dims]
+    tolerance = {}
+    if few:  # of fewer numbers the largest error varies more; and the interpreter truncates to bf16
+        tolerance = {"factor": 2.0, "ulps": 1.0 if dtype == torch.bfloat16 else 0.5}
+    elif backend == "triton" and dtype != torch.float32:  # tensor cores multiply weights and gradients in 16 bits
+        tolerance = {"factor": 3.0}
     for name in result[0]:
         want, theirs = (torch.cat([part[i][name].flatten() for part in parts]) for i in (0, 1))
-        assert_near(torch.cat([r[name].flatten() for r in result]), theirs, want, name=name)
+        assert_near(torch.cat([r[name].flatten() for r in result]), theirs, want, name=name, **tolerance)
 
 
 @pytest.mark.parametrize("backend", ["torch", "cpp"])
@@ -195,6 +219,8 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("kind", ["self", "cross"])
 def test_layouts(backend: str, layout: str, kind: str) -> None:
     plain = KINDS[kind](dim=20, p=0.3)
+    if is_interpreted(backend):
+        plain = some([5, 18], [3, 4] if kind == "cross" else None, dim=20, p=0.3)
     tensors = {"packed": plain.packed, "grad": plain.grad} | ({} if plain.query is None else {"query": plain.query})
     changed = {name: LAYOUTS[layout](t) for name, t in tensors.items()}
     contiguous = {name: t.contiguous() for name, t in changed.items()}

@@ -26,8 +26,8 @@ def can_pack(model: nn.Module, *parts: Any) -> bool:
 def packs(model: BaseModel, tokens: Tensor) -> bool:
     """Whether a forward pass over ``tokens`` [B x T] should leave padding out.
 
-    On the CPU packing is faster wherever attention has a kernel. On a GPU the host has to wait for the places of the
-    tokens, so there it is on request.
+    On the CPU packing is faster wherever attention has a kernel. On a GPU, where that has not been measured, it is on
+    request.
     """
     wanted = model.pack_sequences
     if wanted is False or torch.compiler.is_compiling():

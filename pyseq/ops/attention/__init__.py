@@ -20,7 +20,7 @@ from pyseq.ops.random import draw_seed
 
 __all__ = ["Segments", "cross_attention", "self_attention"]
 
-dispatch.register_operation("attention", cpp=dispatch.KERNEL_DTYPES)
+dispatch.register_operation("attention", cpp=dispatch.KERNEL_DTYPES, triton=dispatch.KERNEL_DTYPES)
 
 
 def self_attention(

@@ -10,6 +10,7 @@ from torch import Tensor
 from pyseq.ops import dispatch
 from pyseq.ops.attention.checks import check_offsets
 from pyseq.ops.attention.definition import Options
+from pyseq.ops.dropout import limit, scale
 
 
 class Inputs(NamedTuple):
@@ -121,7 +122,32 @@ class CppKernel(Kernel):
         )
 
 
-KERNELS: dict[str, type[Kernel]] = {"cpp": CppKernel}
+class TritonKernel(Kernel):
+    @staticmethod
+    def forward(inputs: Inputs, options: Options, out: Tensor, log_sums: Tensor) -> None:
+        from pyseq.kernels import attention as kernels
+
+        draws = kernels.Draws(inputs.seed, limit(options.p), scale(options.p))
+        kernels.forward(inputs, options, draws, out, log_sums, wide=not out.is_cuda)
+
+    @staticmethod
+    def backward(
+        grad_out: Tensor,
+        out: Tensor,
+        log_sums: Tensor,
+        inputs: Inputs,
+        options: Options,
+        grad_packed: Tensor,
+        grad_query: Tensor | None,
+    ) -> None:
+        from pyseq.kernels import attention as kernels
+
+        draws = kernels.Draws(inputs.seed, limit(options.p), scale(options.p))
+        grads = split(grad_packed, grad_query)
+        kernels.backward(grad_out, out, log_sums, inputs, options, draws, grads, wide=not out.is_cuda)
+
+
+KERNELS: dict[str, type[Kernel]] = {"cpp": CppKernel, "triton": TritonKernel}
 
 
 def readable(tensor: Tensor) -> Tensor:

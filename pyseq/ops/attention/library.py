@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyseq.ops.attention import kernels
 from pyseq.ops.attention.definition import Options
-from pyseq.ops.attention.kernels import CppKernel, Inputs, Kernel
+from pyseq.ops.attention.kernels import CppKernel, Inputs, Kernel, TritonKernel
 
 
 class Attention(torch.autograd.Function):
@@ -74,6 +74,7 @@ def _register(device: str, kernel: type[Kernel]) -> None:
 
 
 _register("CPU", CppKernel)
+_register("CUDA", TritonKernel)
 
 
 @torch.library.register_fake("pyseq::attention", lib=_library)

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyseq.models.transformer import packed
 from pyseq.modules import MultiheadAttention
 from pyseq.modules.packing import Packing
+from pyseq.utils import move_to_device
 
 PAD = 1
 SOURCE = [[5, 6, 7, 8, 2], [9, 2], [4, 5, 6, 2]]
@@ -189,3 +190,15 @@ def test_places_of_tokens() -> None:
     spread = packing.unpack(x)
     assert spread[2].tolist() == [[4.0, 5.0], [6.0, 7.0], [8.0, 9.0]]
     assert spread[0, 2].tolist() == [0.0, 0.0] and spread[1].abs().sum() == 0
+
+
+def test_a_moved_batch_is_packed_without_waiting_for_the_device(small_model: Any, padded: Any) -> None:
+    """On tensors without memory: to read one would be an error."""
+    here = rows_of(padded, left=True)
+    inputs = move_to_device(here, "meta")
+    packing, expected = (Packing(t["src_tokens"], PAD) for t in (inputs, here))
+    assert packing.index.shape == expected.index.shape and packing.segments.longest == expected.segments.longest
+    model = small_model().to("meta")
+    model.pack_sequences = True
+    out, _ = model(**inputs)
+    assert out.shape[:2] == here["prev_output_tokens"].shape and out.device.type == "meta"
