@@ -49,7 +49,7 @@ def move_to_device(sample: Any, device: torch.device | str) -> Any:
         there = tensor.to(device, non_blocking=True)
         leaves = tensor.device.type == "cpu" and there.device.type != "cpu"
         if leaves and not tensor.is_floating_point() and not there.is_inference():
-            there.__dict__["_moved_from"] = tensor, there._version
+            there.__dict__["_moved_from"] = tensor, _state(there)
         return there
 
     return apply_to_sample(moved, sample)
@@ -60,8 +60,13 @@ def host_copy(tensor: Tensor) -> Tensor:
 
     ``tensor`` itself where there is none, or it has been written to since.
     """
-    host, version = tensor.__dict__.get("_moved_from", (tensor, None))
-    return host if version is None or tensor._version == version else tensor
+    host, state = tensor.__dict__.get("_moved_from", (tensor, None))
+    return host if state is None or state == _state(tensor) else tensor
+
+
+def _state(tensor: Tensor) -> tuple[int, int]:
+    """What changes when a tensor is written to, and what its copies, which take its attributes along, do not share."""
+    return tensor._version, id(tensor)
 
 
 def move_to_cuda(sample: Any, device: torch.device | str | None = None) -> Any:

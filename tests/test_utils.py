@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
@@ -67,6 +69,8 @@ def test_a_moved_batch_remembers_its_integers_until_they_are_written_to():
     assert utils.host_copy(moved["weights"]) is moved["weights"]
     assert utils.host_copy(sample["tokens"]) is sample["tokens"]
     assert utils.host_copy(moved["tokens"].clone()).device.type == "meta"
+    copied = copy.deepcopy(moved["tokens"])
+    assert utils.host_copy(copied) is copied
     moved["tokens"][:, 0] = 7  # as a task may, which masks words
     assert utils.host_copy(moved["tokens"]) is moved["tokens"]
     with torch.inference_mode():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -80,11 +81,12 @@ class GraphedSteps:
             self._recorded.clear()
             self._moves = cache.memory.moves
         recorded = self._recorded.get(cache.room)
-        if recorded is None:
-            with torch.inference_mode(False), torch.no_grad():  # the next batch may come without it
-                recorded = self._recorded[cache.room] = self._new(x, weights, cache)
-        recorded.x[: len(x)] = x
-        recorded.replay()
+        with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+            if recorded is None:
+                with torch.inference_mode(False), torch.no_grad():  # the next batch may come without it
+                    recorded = self._recorded[cache.room] = self._new(x, weights, cache)
+            recorded.x[: len(x)] = x
+            recorded.replay()
         return recorded.out[: len(x)].clone()
 
     def _new(self, x: Tensor, weights: DecoderWeights, cache: SlotCache) -> _Recorded:
