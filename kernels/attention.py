@@ -16,20 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pyseq.kernels.random import random_tiles
+from pyseq.kernels.random import Draws, random_tiles
 from pyseq.kernels.tables import as_float32, device_of
 
 if TYPE_CHECKING:
     from pyseq.ops.attention.definition import Options
     from pyseq.ops.attention.kernels import Inputs
-
-
-class Draws(NamedTuple):
-    """Dropout: where the random numbers come from, and what becomes of weights. No seed: no dropout."""
-
-    seed: Tensor | None  # int64 [1]
-    limit: int
-    scale: float
 
 
 class Launch(NamedTuple):

@@ -14,17 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pyseq.kernels.random import random_halves, random_halves_at
+from pyseq.kernels.random import Draws, random_halves, random_halves_at
 
 _CHUNKS = 512  # at most: two or more for each multiprocessor of a large GPU
-
-
-class Draws(NamedTuple):
-    """Dropout: where the random numbers come from, and what becomes of elements. No seed: no dropout."""
-
-    seed: Tensor | None  # int64 [1]
-    limit: int
-    scale: float
 
 
 class Launch(NamedTuple):

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
+from torch import Tensor
+
+
+class Draws(NamedTuple):
+    """Dropout: where the random numbers come from, and what becomes of elements. No seed: no dropout."""
+
+    seed: Tensor | None  # int64 [1]
+    limit: int
+    scale: float
 
 
 @triton.jit

@@ -56,7 +56,8 @@ class StepDecoding:
             self.cache = self._begin(x[0], encoder_out, source_padding)
         if self.graphs is not None and isinstance(self.cache, SlotCache) and self.cache.for_graphs:
             return self.graphs.step(x[0], self.weights, self.cache, padding).unsqueeze(0)
-        return decoder_step(x[0].clone(), self.weights, self.cache, padding).unsqueeze(0)
+        newest = x[0].clone() if self.weights.packed else x[0]  # the core overwrites it
+        return decoder_step(newest, self.weights, self.cache, padding).unsqueeze(0)
 
     def _begin(self, x: Tensor, encoder_out: Tensor | None, source_padding: Tensor | None) -> DecoderCache:
         if encoder_out is None and self.weights.source is not None:

@@ -229,7 +229,8 @@ class SlotCache(DecoderCache):
         newest = torch.arange(self.used, end, device=own.device)
         rows = memory.make_room("slots", self.room)
         rows[: self.count] = newest
-        rows[self.count :] = 0
+        if self.room > self.count:
+            rows[self.count : self.room] = 0
         newest = newest if padding is None else newest.masked_fill(padding, NOWHERE)
         self._fill(own[:, self.positions :], newest.unsqueeze(1))
         self.used, self.positions = end, self.positions + 1
