@@ -8,6 +8,7 @@ gradients with 16 more bits of a master.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from ..parameter_lists import Shapes, allocate, bound_to, count_of, even, of_mod
 OPTIONS: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.98), "eps": 1e-8, "weight_decay": 0.01}
 MAX_NORM = 1.0
 STEPS_COMPARED = 3
+STEPS_IN_A_ROW = 50
 BOUND = 1e-4  # torch's fp32 sums put its norm of 50 M numbers about 1e-5 off, and the square enters exp_avg_sq
 MODEL_BOUND = 1e-3  # and the norm of an embedding of 60 M numbers 2.5e-4 off
 QUICK_ELEMENTS = 20_000
@@ -177,6 +179,25 @@ def fp32(
     return build
 
 
+def in_a_row(shapes: Callable[[], Shapes], adjacent: bool) -> Callable[[torch.device, bool], Work]:
+    """Next to nothing to compute, and all of it in the caches: what a step costs the host."""
+
+    def build(device: torch.device, quick: bool) -> Work:
+        tail = Tail(shrunk(shapes()) if quick else shapes(), torch.float32, device, adjacent)
+        sides = [tail.pyseq(), tail.torch(TORCH, "fused"), tail.torch("torch foreach + clip_grad_norm_", "foreach")]
+        for side in sides:
+            side.run, side.bytes, side.amount = functools.partial(_repeat, side.run), None, float(STEPS_IN_A_ROW)
+        config = _config(tail, "float32", adjacent) | {"steps in a row": STEPS_IN_A_ROW}
+        return Work(config, sides, BOUND, cold=False, unit="steps")
+
+    return build
+
+
+def _repeat(step: Callable[[], Any]) -> None:
+    for _ in range(STEPS_IN_A_ROW):
+        step()
+
+
 def bf16(shapes: Callable[[], Shapes], beside_fp32: bool = True) -> Callable[[torch.device, bool], Work]:
     def build(device: torch.device, quick: bool) -> Work:
         chosen = shrunk(shapes()) if quick else shapes()
@@ -214,6 +235,10 @@ CASES = [
     Case("adam/bf16-remainder-200", bf16(lambda: even(200, 50_000_000)), ("cpu",)),
     Case("adam/2000x512", fp32(lambda: even(2000, 2000 * 512), looked_at=True)),
     Case("adam/2000x512-adjacent", fp32(lambda: even(2000, 2000 * 512), adjacent=True)),
+    Case("adam/1000x1-adjacent", in_a_row(lambda: even(1000, 1000), adjacent=True), ("cpu",)),
+    Case("adam/2000x1-adjacent", in_a_row(lambda: even(2000, 2000), adjacent=True), ("cpu",)),
+    Case("adam/2000x1", in_a_row(lambda: even(2000, 2000), adjacent=False), ("cpu",)),
+    Case("adam/4000x1", in_a_row(lambda: even(4000, 4000), adjacent=False), ("cpu",)),
     Case("adam/transformer-iwslt", fp32(lambda: of_model("iwslt"), bound=MODEL_BOUND)),
     Case("adam/transformer-base", fp32(lambda: of_model("base"), foreach=False, bound=MODEL_BOUND)),
     Case("adam/transformer-big", fp32(lambda: of_model("big"), foreach=False, bound=MODEL_BOUND)),

@@ -54,6 +54,7 @@ void use_isa(const std::string& name) {
 void bind_ops(py::module_& m) {
   m.def("isa", [] { return name_of(current_isa()); }, "The instruction set in use.");
   m.def("isas", &isas, "The instruction sets that this processor can run, best first.");
+  m.def("vendor", &vendor, "Who made this processor: amd, intel or other.");
   m.def("use_isa", &use_isa, py::arg("name"), "Use one of isas() from now on.");
   bind_adam(m);
   bind_attention(m);

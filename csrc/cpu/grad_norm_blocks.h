@@ -14,6 +14,11 @@ template <class T>
 static double block_sum(const void* data, int64_t begin, int64_t end) {
   constexpr int unroll = 4;  // additions of one sum wait for each other
   const T* x = static_cast<const T*>(data);
+  if (end - begin < Vec::width) {  // four sums for a few elements take most of the time
+    SquareSum sum;
+    sum.add(load(x + begin, static_cast<int>(end - begin), 0.0f));
+    return sum.total();
+  }
   SquareSum sums[unroll];
   int64_t i = begin;
   for (; i + unroll * Vec::width <= end; i += unroll * Vec::width) {

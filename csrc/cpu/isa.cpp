@@ -17,6 +17,18 @@ Isa best_isa() {
   return Isa::portable;
 }
 
+const char* vendor() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_is("amd")) {
+    return "amd";
+  }
+  if (__builtin_cpu_is("intel")) {
+    return "intel";
+  }
+#endif
+  return "other";
+}
+
 static std::atomic<Isa>& chosen_isa() {
   static std::atomic<Isa> isa{best_isa()};
   return isa;

@@ -11,6 +11,9 @@ Isa best_isa();
 // The one in use: the best, unless set_isa chose a lower one.
 Isa current_isa();
 
+// Who made this processor: "amd", "intel", or "other".
+const char* vendor();
+
 // False, and no change, where this processor does not have it.
 bool set_isa(Isa isa);
 

@@ -125,14 +125,19 @@ def test_transforms_and_modes_of_torch_see_a_plain_linear() -> None:
 @needs_core
 def test_the_kernel_is_chosen_where_it_was_measured_to_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     class Processor:
-        def __init__(self, *isas: str) -> None:
-            self.isas = lambda: isas
+        def __init__(self, vendor: str, *isas: str) -> None:
+            self.vendor, self.isas = (lambda: vendor), (lambda: isas)
 
     monkeypatch.delenv(dispatch.ENVIRONMENT_VARIABLE, raising=False)
-    processors = ((("avx512", "avx2", "portable"), "torch"), (("avx2", "portable"), "cpp"), (("portable",), "torch"))
-    for isas, chosen in processors:
+    processors = (
+        (("intel", "avx512", "avx2", "portable"), "torch"),
+        (("amd", "avx512", "avx2", "portable"), "cpp"),
+        (("intel", "avx2", "portable"), "cpp"),
+        (("other", "portable"), "torch"),
+    )
+    for processor, chosen in processors:
         dispatch._decide.cache_clear()
-        monkeypatch.setattr(dispatch, "required_core", lambda isas=isas: Processor(*isas))
+        monkeypatch.setattr(dispatch, "required_core", lambda processor=processor: Processor(*processor))
         assert dispatch.choose("linear", "cpu", torch.float32) == chosen
         with ops.backend("cpp"):
             assert dispatch.choose("linear", "cpu", torch.float32) == "cpp"

@@ -1,6 +1,6 @@
 """The three matrix products of a chunk of rows h [R x D], weights W [V x D] and logits or their gradient g [R x V].
 
-Where there is AVX2 but no AVX-512 they are our own (:mod:`pyseq.ops.gemm`). Elsewhere on the CPU the library behind
+Where our own product pays (:func:`pyseq.ops.gemm.pays`) they are that. Elsewhere on the CPU the library behind
 ``torch.mm`` copies all of W into an order of its own for each fp32 product, which with AVX-512 takes half as long as a
 product with 100 rows. So g W is left to oneDNN there, where torch has it, and so is h W^T where rows are wide enough to
 pay for the copy of its result, by blocks that stay in the cache; otherwise torch.mm gets blocks of W that do.
