@@ -1,8 +1,7 @@
 """The matrix product of the compiled core, fp32 on CPUs: what :mod:`pyseq.ops.linear` is made of, for other operations.
 
-``torch.mm`` reaches about half of the peak of processors with AVX2 at the sizes of a small transformer, and three quarters
-of that of AMD's with AVX-512. Each element is
-a sum in one order, whatever the number of threads.
+At the sizes of a small transformer ``torch.mm`` reaches about half of the peak of processors with AVX2, and three
+quarters of that of those of AMD with AVX-512. Each element is a sum in one order, whatever the number of threads.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from pyseq.ops import dispatch
 def pays() -> bool:
     """Whether the product was measured to be faster than torch's on a processor like this one.
 
-    That is so with AVX2, and with AVX-512 on processors of AMD. On Intel's with AVX-512 torch's product is Intel's own, and
-    ours has not been measured; without AVX2 it has not been measured either.
+    That is so with AVX2, and with AVX-512 on processors of AMD. On Intel's with AVX-512 ours has not
+    been measured, and torch's is their maker's own. Nor has it been measured without AVX2.
     """
     if not dispatch.status("cpp").available:
         return False

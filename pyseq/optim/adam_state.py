@@ -12,6 +12,8 @@ The keys are those of torch.optim.Adam, and the last two. For a parameter that i
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,6 +31,7 @@ HALF = (torch.float16, torch.bfloat16)
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 EXTRAS = {"master": torch.float32, "remainder": torch.int16}
 LINE = 64  # bytes of a cache line
+APART = 1 << 20  # bytes that are worth a mapping of their own
 
 
 class StateMismatchError(CheckpointError, ValueError):
@@ -108,10 +111,22 @@ def in_one_piece(like: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
         starts[i] = end if tensor.data_ptr() == behind else -(-end // align) * align
         behind = tensor.data_ptr() + tensor.numel() * tensor.element_size()
         ends[tensor.device] = starts[i] + tensor.numel()
-    memory = {device: torch.zeros(end, dtype=dtype, device=device) for device, end in ends.items()}
+    memory = {device: _zeros(end, dtype, device) for device, end in ends.items()}
     return [
         memory[tensor.device].as_strided(tensor.shape, _strides(tensor), start) for tensor, start in zip(like, starts)
     ]
+
+
+def _zeros(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros of one dimension; on a CPU, if there are many, in memory apart from the heap.
+
+    They stay for the whole run, and in the heap they would take the place that what comes and goes has left.
+    """
+    size = count * dtype.itemsize
+    if device.type == "cpu" and size >= APART and hasattr(mmap, "MAP_PRIVATE"):
+        with contextlib.suppress(OSError):  # torch says better what is wrong
+            return torch.frombuffer(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=dtype)
+    return torch.zeros(count, dtype=dtype, device=device)
 
 
 def _strides(tensor: Tensor) -> tuple[int, ...]:

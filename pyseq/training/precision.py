@@ -21,7 +21,8 @@ class Precision:
     Args:
         module: the model and the criterion.
         joined: lay parameters next to each other in memory, and copy their gradients together. On a GPU that spares
-            launches and tables. On a CPU the copy takes longer than it saves (docs/architecture.md).
+            launches and tables. On a CPU the copy takes longer than it saves, and a buffer of all gradients finds no
+            hole in the heap (docs/architecture.md).
     """
 
     dtype = torch.float32
@@ -74,17 +75,17 @@ class BFloat16(Precision):
     dtype = torch.bfloat16
     reason = "--bf16; the optimizer works on fp32 master weights"
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, joined: bool = False) -> None:
         super().__init__(module)
-        masters = [p.detach().clone().float() for p in module.parameters() if p.requires_grad]
+        masters = [p.detach().float() for p in module.parameters() if p.requires_grad]
         module.to(torch.bfloat16)
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.masters = [nn.Parameter(m) for m in masters]
         self.master_of = {id(p): m for p, m in zip(self.parameters, self.masters, strict=True)}
-        self.low = arrange(module)
+        self.low = arrange(module) if joined else []
         self.arenas = [Arena([self.master_of[id(p)] for p in low.parameters]) for low in self.low]
-        joined = {id(p) for low in self.low for p in low.parameters}
-        self.apart = [(p, self.master_of[id(p)]) for p in self.parameters if id(p) not in joined]
+        laid = {id(p) for low in self.low for p in low.parameters}
+        self.apart = [(p, self.master_of[id(p)]) for p in self.parameters if id(p) not in laid]
 
     def optimizer_parameters(self) -> list[Tensor]:
         return list(self.masters)

@@ -59,7 +59,8 @@ class Trainer:
         self.model, self.criterion = model.to(self.device), criterion.to(self.device)
         self.module = nn.ModuleList([self.model, self.criterion])
         distributed.broadcast_parameters(self.module.parameters())
-        self.precision = BFloat16(self.module) if cfg.common.bf16 else Precision(self.module, self.use_cuda)
+        precision = BFloat16 if cfg.common.bf16 else Precision
+        self.precision = precision(self.module, joined=self.use_cuda)
         self.optimizer = build_optimizer(cfg.optimizer, self.precision.optimizer_parameters())
         self.lr_scheduler = build_lr_scheduler(cfg.lr_scheduler, self.optimizer)
         self.num_updates = 0

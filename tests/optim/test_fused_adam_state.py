@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import pickle
 
 import pytest
@@ -276,3 +277,20 @@ def test_a_tensor_that_a_user_puts_into_the_state_is_used():
     optimizer.step()
     assert q.detach().abs().min() > 0 and torch.equal(p, before)
     assert optimizer.state[q]["step"].item() == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_large_moments_are_zeros_of_this_process_alone():
+    """A process that is forked off, as a worker that loads data is, must not share them."""
+    param = torch.randn(600_000, requires_grad=True)
+    param.grad = torch.ones_like(param)
+    optimizer = FusedAdamW([param], lr=0.0)
+    optimizer.step()
+    moment = optimizer.state[param]["exp_avg"]
+    assert torch.equal(moment, torch.full_like(moment, 0.1))
+    if (child := os.fork()) == 0:
+        moment[0] = 7.0
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert moment[0] == torch.tensor(0.1)

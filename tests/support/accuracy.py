@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -12,8 +14,20 @@ def error(result: Tensor, exact: Tensor) -> float:
     return float(torch.where(same, 0.0, (result.double() - exact.double()).abs()).max()) if exact.numel() else 0.0
 
 
+def mean_error(result: Tensor, exact: Tensor) -> float:
+    """The root of the mean square of the distances. It says more than the largest one where numbers are few."""
+    return float((result.double() - exact.double()).square().mean().sqrt())
+
+
 def assert_near(
-    result: Tensor, reference: Tensor, exact: Tensor, *, factor: float = 1.5, ulps: float = 0.5, name: str = ""
+    result: Tensor,
+    reference: Tensor,
+    exact: Tensor,
+    *,
+    factor: float = 1.5,
+    ulps: float = 0.5,
+    name: str = "",
+    error: Callable[[Tensor, Tensor], float] = error,
 ) -> None:
     """The error is at most ``factor`` times that of the torch reference, or ``ulps`` of the largest exact number."""
     finite = exact[exact.isfinite()]

@@ -95,11 +95,14 @@ def test_updates_are_the_same_bit_for_bit(micro_batches):
     assert all(torch.equal(p, q) for p, q in zip(apart.parameters(), joined.parameters()))
 
 
+@pytest.mark.parametrize("joined", [False, True])
 @pytest.mark.parametrize("micro_batches", [1, 3])
-def test_masters_are_updated_by_the_sum_in_fp32(micro_batches):
+def test_masters_are_updated_by_the_sum_in_fp32(micro_batches, joined):
     torch.manual_seed(0)
     net = nn.ModuleList([Net()])
-    precision = BFloat16(net)
+    before = [p.detach().clone() for p in net.parameters() if p.requires_grad]
+    precision = BFloat16(net, joined)
+    assert all(torch.equal(m, p) for m, p in zip(precision.masters, before))
     summed = {}
     for part in range(micro_batches):
         torch.manual_seed(part)
