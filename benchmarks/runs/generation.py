@@ -23,8 +23,9 @@ from ..harness import Case, Outcome, Sample, Side, Unavailable, Work
 from ..recipes import ALL_OFF, DEFAULT
 
 BOUND = 1e-2  # one sentence in ten thousand tokens may end elsewhere; scores that agree are within 1e-6
-# A model in 8 bits scores otherwise (by 0.07 where products are exact), and one sentence in ten comes out otherwise.
-INT8_BOUND = 0.15
+# A model in 8 bits scores otherwise (by 0.07 where products are exact). One sentence in twenty gets another length, and
+# where one of them runs on to its limit, lengths differ by 0.25.
+INT8_BOUND = 0.3
 TURNS = 3
 BEAM = 5
 OPTIONS = ("--beam", str(BEAM), "--remove-bpe", "--max-tokens", "4096", "--gen-subset", "test")
