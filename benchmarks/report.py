@@ -121,7 +121,7 @@ def notes(case: dict[str, Any]) -> list[str]:
 
 def machine_line(run: dict[str, Any]) -> str:
     machine, versions, settings = run["machine"], run["versions"], run["settings"]
-    where = machine.get("gpu") or machine["processor"]
+    where = machine.get("gpu") or f"{machine['processor']} with {machine['cpu_capability']}"
     rest = f"{settings['threads']} threads, torch {versions['torch']}, pyseq {versions['pyseq']}, {run['started']}"
     quick = ", a smoke run of tiny sizes" if settings["quick"] else ""
     load = machine.get("load", 0.0)

@@ -7,7 +7,6 @@ the gradient; programs are made so large that the rows at work stay in the L2 in
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +27,7 @@ from pyseq.kernels.cross_entropy_parts import (
     write_edges,
     write_zeros,
 )
+from pyseq.kernels.tables import device_of
 
 WHOLE_ROW = 8192  # elements: more of them spill from the registers of a program
 LARGE_ROW = 96 * 1024  # bytes: three of them on each multiprocessor are what the L2 can hold
@@ -322,7 +322,7 @@ def rows(
     block, num_warps, whole = launch(cols + group - 1, logits.element_size())
     losses, nll, correct, stats = results
     by_row = isinstance(grad_loss, Tensor)
-    with _device_of(logits):
+    with device_of(logits):
         _rows_kernel[(count,)](
             logits=logits,
             target=target,
@@ -363,7 +363,7 @@ def gradient(
     group = group_of(logits, grad)
     span = cols + group - 1
     block, num_warps, _ = gradient_launch(span)
-    with _device_of(logits):
+    with device_of(logits):
         _gradient_kernel[(count, triton.cdiv(span, block))](
             logits=logits,
             target=target,
@@ -389,7 +389,7 @@ def scale_(grad: Tensor, factor: Tensor, target: Tensor, ignore_index: int) -> N
     group = group_of(grad)
     span = cols + group - 1
     block, num_warps, _ = gradient_launch(span)
-    with _device_of(grad):
+    with device_of(grad):
         _scale_kernel[(count, triton.cdiv(span, block))](
             grad, factor, target, cols, grad.stride(0), ignore_index, BLOCK=block, GROUP=group, num_warps=num_warps
         )
@@ -397,8 +397,3 @@ def scale_(grad: Tensor, factor: Tensor, target: Tensor, ignore_index: int) -> N
 
 def _stride(grad_loss: Tensor) -> int:
     return grad_loss.stride(0) if grad_loss.dim() else 0
-
-
-def _device_of(tensor: Tensor) -> AbstractContextManager[object]:
-    """Kernels are launched on the current device: make it the tensor's."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

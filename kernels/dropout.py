@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from pyseq.kernels.random import random_halves
+from pyseq.kernels.tables import device_of
 
 TILES = 8  # of 128 elements, a program: 32 bytes of fp32 a thread of 128
 
@@ -31,7 +29,7 @@ def dropout(x: Tensor, residual: Tensor | None, out: Tensor, limit: int, scale: 
     count = x.numel()
     if count == 0:
         return
-    with _device_of(x):
+    with device_of(x):
         _dropout_kernel[(triton.cdiv(count, TILES * 128),)](
             x,
             x if residual is None else residual,
@@ -44,8 +42,3 @@ def dropout(x: Tensor, residual: Tensor | None, out: Tensor, limit: int, scale: 
             TILES=TILES,
             num_warps=4,
         )
-
-
-def _device_of(tensor: Tensor) -> AbstractContextManager[object]:
-    """Kernels are launched on the current device: make it the tensor's."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

@@ -6,7 +6,6 @@ gradients of weight and bias, which are added up in a fixed order.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pyseq.kernels.random import Draws, random_halves, random_halves_at
+from pyseq.kernels.tables import device_of
 
 _CHUNKS = 512  # at most: two or more for each multiprocessor of a large GPU
 
@@ -168,7 +168,7 @@ def forward(
     if x.numel() == 0:
         return
     block, num_warps, tiled = launch(x.size(-1))
-    with _device_of(x):
+    with device_of(x):
         _forward_kernel[(mean.numel(),)](
             x,
             *(x if t is None else t for t in (residual, weight, bias)),
@@ -214,7 +214,7 @@ def backward(
     chunk = chunk_size(rows)
     chunks = triton.cdiv(rows, chunk)
     partial = torch.empty(chunks, 2, cols, dtype=torch.float32, device=z.device)
-    with _device_of(z):
+    with device_of(z):
         _backward_kernel[(chunks,)](
             grad_y,
             z if grad_z is None else grad_z,
@@ -241,8 +241,3 @@ def backward(
         )
     torch.sum(partial[:, 0], dim=0, out=grad_weight)
     torch.sum(partial[:, 1], dim=0, out=grad_bias)
-
-
-def _device_of(tensor: Tensor) -> AbstractContextManager[object]:
-    """Kernels are launched on the current device: make it the tensor's."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

@@ -65,32 +65,29 @@ class AdamTable {
     return false;
   }
 
-  // The gradients of `params`, now taken in; None where more than gradients has changed since read().
-  py::object follow(const py::list& params) {
+  // Takes in the gradients of `params`. False where more than gradients has changed since read().
+  bool follow(const py::list& params) {
     const Items items(params);
     if (tensors_.empty() || items.count != static_cast<int64_t>(tensors_.size())) {
-      return py::none();
+      return false;
     }
-    py::list grads(static_cast<size_t>(items.count));
     moved_ = false;
     for (int64_t i = 0; i < items.count; ++i) {
-      PyObject* grad = grad_as_seen(items, i);
-      if (grad == nullptr) {
-        TensorReader::get().prefetch(items.items, i, items.count);
-        grad = follow_row(items.items[i], static_cast<size_t>(i));
+      if (lies_as_seen(items, i)) {
+        continue;
       }
-      if (grad == nullptr) {
+      TensorReader::get().prefetch(items.items, i, items.count);
+      if (!follow_row(items.items[i], static_cast<size_t>(i))) {
         *this = AdamTable();  // the rows before this one are new, those that were made of them are not
-        return py::none();
+        return false;
       }
-      PyList_SET_ITEM(grads.ptr(), i, grad);
     }
     if (moved_) {
       join();
     } else if (seen_.empty() && pause_-- == 0) {
       remember(items);
     }
-    return std::move(grads);
+    return true;
   }
 
   // Whether a gradient lies elsewhere than before the last follow().
@@ -200,27 +197,26 @@ class AdamTable {
            view.device_id == device_id_;
   }
 
-  // A new reference to the gradient of tensor i; null where something else than it is new.
-  PyObject* follow_row(PyObject* param, size_t i) {
+  // Takes in the gradient of tensor i. False where something else than it is new.
+  bool follow_row(PyObject* param, size_t i) {
     const TensorReader& reader = TensorReader::get();
     AdamRow& row = tensors_[i];
     TensorView before, view;
     const bool stays = reader.read(param, &before) && fits(0, before) && layout_hash(before) == layouts_[i] &&
                        before.address() == reinterpret_cast<uintptr_t>(row.param);
-    PyObject* grad = stays ? reader.grad_of(param) : nullptr;
-    if (grad == nullptr) {
+    const auto grad = py::reinterpret_steal<py::object>(stays ? reader.grad_of(param) : nullptr);
+    if (!grad) {
       PyErr_Clear();
-      return nullptr;
+      return false;
     }
-    if (!reader.read(grad, &view) || !fits(1, view) || !same_layout(view, before) ||
+    if (!reader.read(grad.ptr(), &view) || !fits(1, view) || !same_layout(view, before) ||
         (row.numel > 0 && view.address() == 0)) {
-      Py_DECREF(grad);
-      return nullptr;
+      return false;
     }
     void* const address = reinterpret_cast<void*>(view.address());
     moved_ = moved_ || row.grad != address;
     row.grad = address;
-    return grad;
+    return true;
   }
 
   // Gradients that are where they were are likely to stay there: from now on all that is asked is whether they have.
@@ -241,16 +237,16 @@ class AdamTable {
     next_pause_ = std::min(2 * next_pause_, longest_pause);
   }
 
-  // Null where it is not known how the parameter and its gradient lay, or they lie otherwise now.
-  PyObject* grad_as_seen(const Items& params, int64_t i) {
+  // False where it is not known how the parameter and its gradient lay, or they lie otherwise now.
+  bool lies_as_seen(const Items& params, int64_t i) {
     if (seen_.empty()) {
-      return nullptr;
+      return false;
     }
-    PyObject* grad = TensorReader::get().grad_as_seen(params.items, seen_.data(), i, params.count);
-    if (grad == nullptr) {
+    const bool lies = TensorReader::get().lies_as_seen(params.items, seen_.data(), i, params.count);
+    if (!lies) {
       forget();
     }
-    return grad;
+    return lies;
   }
 
   void join() {
@@ -333,7 +329,7 @@ void bind_segments(py::module_& m) {
       .def("read", &AdamTable::read, "Takes in six lists (None for what there is not). False where one needs a closer look.",
            py::arg("lists"))
       .def("follow", &AdamTable::follow,
-           "The gradients of `params`, taken in; None where anything but gradients is not as read() found it. The lists "
+           "Takes in the gradients of `params`. False where anything but gradients is not as read() found it. The lists "
            "beside params and gradients are not looked at.",
            py::arg("params"))
       .def("moved", &AdamTable::moved, "Whether a gradient lies elsewhere than before the last follow().")

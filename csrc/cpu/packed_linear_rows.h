@@ -21,29 +21,38 @@ struct Ending {
   bool relu;
 };
 
-// y = x[0 to rows) times one panel. Not inlined: so the sums stay in registers whatever surrounds the call.
+// y = x[0 to rows) times one panel. Not inlined, and every loop over sums unrolled: so they stay in registers.
 template <int rows>
 __attribute__((noinline)) static void multiply_tile(const float* x, int64_t stride, const float* panel, int64_t depth,
                                                     const Ending& ending, float* y, int64_t y_stride) {
   Lanes sums[rows][panel_vectors];
+#pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 2
     for (int v = 0; v < panel_vectors; ++v) {
       sums[r][v] = Vec(0.0f).lanes;
     }
   }
+  constexpr int half = (rows + 1) / 2;
+  const float* places[2] = {x, x + half * stride};  // from one, the distances take too many registers
   for (int64_t k = 0; k < depth; ++k, panel += panel_width) {
     Lanes weights[panel_vectors];
+#pragma GCC unroll 2
     for (int v = 0; v < panel_vectors; ++v) {
       weights[v] = load(panel + v * Vec::width).lanes;
     }
+#pragma GCC unroll 16
     for (int r = 0; r < rows; ++r) {
-      const Vec number(x[r * stride + k]);
+      const Vec number(places[r / half][r % half * stride + k]);
+#pragma GCC unroll 2
       for (int v = 0; v < panel_vectors; ++v) {
         sums[r][v] = fma(number, Vec(weights[v]), Vec(sums[r][v])).lanes;
       }
     }
   }
+#pragma GCC unroll 16
   for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 2
     for (int v = 0; v < panel_vectors; ++v) {
       float* place = y + r * y_stride + v * Vec::width;
       Vec sum(sums[r][v]);

@@ -88,13 +88,12 @@ struct TensorAccess {
   bool (*increment_versions)(PyObject* const* items, int64_t count);
   // Notes how a parameter and its gradient lie, if both are contiguous; false if not. Null if always.
   bool (*remember)(PyObject* object, SeenParameter* out);
-  // The .grad of items[i], a new reference, if it and the parameter lie as in seen[i]; else null, without an error. Begins to
-  // load what later items will need.
-  PyObject* (*grad_as_seen)(PyObject* const* items, const SeenParameter* seen, int64_t i, int64_t count);
+  // Whether items[i] and its .grad lie as in seen[i]. Begins to load what later items will need. Null if never.
+  bool (*lies_as_seen)(PyObject* const* items, const SeenParameter* seen, int64_t i, int64_t count);
 };
 
 // Of the capsule in which pyseq._torch hands out its own. To be changed with the structure.
-constexpr char TENSOR_ACCESS_NAME[] = "pyseq.tensor_access 2";
+constexpr char TENSOR_ACCESS_NAME[] = "pyseq.tensor_access 3";
 
 // Reads torch tensors; everything under the GIL.
 class TensorReader {
@@ -122,8 +121,8 @@ class TensorReader {
   bool remember(PyObject* object, SeenParameter* out) const {
     return access_->remember != nullptr && access_->remember(object, out);
   }
-  PyObject* grad_as_seen(PyObject* const* items, const SeenParameter* seen, int64_t i, int64_t count) const {
-    return access_->grad_as_seen == nullptr ? nullptr : access_->grad_as_seen(items, seen, i, count);
+  bool lies_as_seen(PyObject* const* items, const SeenParameter* seen, int64_t i, int64_t count) const {
+    return access_->lies_as_seen != nullptr && access_->lies_as_seen(items, seen, i, count);
   }
 
  private:

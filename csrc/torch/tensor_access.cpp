@@ -185,7 +185,7 @@ void prefetch_ends(const void* tensor) {
 }
 
 // All addresses are known, so no load waits for another.
-PyObject* grad_as_seen(PyObject* const* items, const SeenParameter* seen, int64_t i, int64_t count) {
+bool lies_as_seen(PyObject* const* items, const SeenParameter* seen, int64_t i, int64_t count) {
   constexpr int64_t ahead = 8;
   if (i + ahead < count) {
     const SeenParameter& later = seen[i + ahead];
@@ -197,16 +197,16 @@ PyObject* grad_as_seen(PyObject* const* items, const SeenParameter* seen, int64_
   const TensorImpl& tensor = *implementation(items[i]);
   try {
     if (!lies_as(tensor, seen[i].param) || tensor.autograd_meta() != seen[i].autograd) {
-      return nullptr;
+      return false;
     }
     const at::Tensor& grad = static_cast<const torch::autograd::AutogradMeta*>(seen[i].autograd)->grad_;
-    return grad.defined() && lies_as(*grad.unsafeGetTensorImpl(), seen[i].grad) ? THPVariable_Wrap(grad) : nullptr;
+    return grad.defined() && lies_as(*grad.unsafeGetTensorImpl(), seen[i].grad);
   } catch (const c10::Error&) {  // of memory that must not be written to; whoever looks again says so
-    return nullptr;
+    return false;
   }
 }
 
-const TensorAccess access{view, grad, prefetch, increment_versions, remember, grad_as_seen};
+const TensorAccess access{view, grad, prefetch, increment_versions, remember, lies_as_seen};
 
 }  // namespace
 

@@ -103,19 +103,19 @@ class AdamPlan:
             return self._take_slowly(columns)
         return []
 
-    def follow(self, params: list[Tensor]) -> list[Tensor] | None:
+    def follow(self, params: list[Tensor]) -> bool:
         """Take in where the gradients of ``params`` lie, which are those of the last :meth:`update`.
 
         Parameters are looked at; all other tensors are taken to lie where they did.
 
         Returns:
-            The gradients; None where the parameters or the kind of gradients have changed: :meth:`update` then.
+            False where the parameters or the kind of gradients have changed: :meth:`update` then.
         """
-        grads: list[Tensor] | None = None if self._native is None else self._native.follow(params)
-        if grads is not None and self._native.moved():
+        follows = self._native is not None and bool(self._native.follow(params))
+        if follows and self._native.moved():
             self._gradients = None
             self._set_table_if_new()
-        return grads
+        return follows
 
     def gradients(self) -> Memory:
         """Where the gradients lie, after :meth:`follow`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -76,7 +77,7 @@ class Bucket:
         self.columns = {key: list(map(local, column)) for key, column in held.items()} if self.sharded else held
         self._memory = None
 
-    def follow(self) -> list[Tensor] | None:
+    def follow(self) -> Sequence[Tensor] | None:
         """The gradients, if nothing but them has changed since the last update; the states are not looked at.
 
         They cannot have moved as long as nobody has them, unless someone takes away the memory that they share with
@@ -91,7 +92,20 @@ class Bucket:
             self._memory = [(s, address, s.nbytes()) for address, s in storages.items()]
         if any(s.data_ptr() != address or s.nbytes() != size for s, address, size in self._memory):
             return None
-        return self.plan.follow(self.params)
+        return GradientsOf(self.params) if self.plan.follow(self.params) else None
+
+
+class GradientsOf(Sequence[Tensor]):
+    """The gradients of parameters, looked up when asked for: a kernel that has their addresses does not ask."""
+
+    def __init__(self, params: list[Tensor]) -> None:
+        self._params = params
+
+    def __len__(self) -> int:
+        return len(self._params)
+
+    def __getitem__(self, i: Any) -> Any:
+        return [param.grad for param in self._params[i]] if isinstance(i, slice) else self._params[i].grad
 
 
 class Arrangement(NamedTuple):

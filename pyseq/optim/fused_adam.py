@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -177,7 +177,7 @@ class FusedAdam(UnseenStateOptimizer):
     def _gradient_factors(
         self,
         buckets: list[Bucket],
-        grads: list[list[Tensor]],
+        grads: Sequence[Sequence[Tensor]],
         followed: bool,
         max_norm: float | None,
         factor: Tensor | float | None,
@@ -204,7 +204,7 @@ class FusedAdam(UnseenStateOptimizer):
     def _update(
         self,
         bucket: Bucket,
-        grads: list[Tensor],
+        grads: Sequence[Tensor],
         number: int,
         factor: Tensor | float | None,
         grad_scale: Tensor | None,
@@ -240,7 +240,7 @@ class FusedAdam(UnseenStateOptimizer):
         if bucket.sharded:  # autograd looks at the DTensors, and has been told of their local parts only
             torch.autograd.graph.increment_version(bucket.owners)
 
-    def _follow(self) -> tuple[list[Bucket], list[list[Tensor]]] | None:
+    def _follow(self) -> tuple[list[Bucket], Sequence[Sequence[Tensor]]] | None:
         """As :meth:`_arrange`, where nothing but gradients can have changed since the last step; else None."""
         if self._arranged is None or self._state_was_seen:
             return None
@@ -255,7 +255,7 @@ class FusedAdam(UnseenStateOptimizer):
             grads.append(own)
         return None if any(param.grad is not None for param in idle) else (buckets, grads)
 
-    def _arrange(self) -> tuple[list[Bucket], list[list[Tensor]]]:
+    def _arrange(self) -> tuple[list[Bucket], Sequence[Sequence[Tensor]]]:
         """The buckets of all parameters that have a gradient, and the gradients of each bucket."""
         params = [param for group in self.param_groups for param in group["params"]]
         grads = list(map(_GRAD, params))

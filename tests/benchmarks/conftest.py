@@ -18,7 +18,7 @@ def make_side(name: str, seconds: list[float], **options: Any) -> dict[str, Any]
 def make_run(*cases: tuple[str, list[dict[str, Any]]], device: str = "cpu") -> dict[str, Any]:
     return {
         "started": "2026-01-01 00:00 UTC",
-        "machine": {"processor": "a processor"},
+        "machine": {"processor": "a processor", "cpu_capability": "AVX2"},
         "versions": {"torch": "2.13.0", "pyseq": "0123456789ab"},
         "settings": {"device": device, "threads": 2, "quick": False},
         "cases": [

@@ -9,6 +9,7 @@ from torch import Tensor
 import pyseq.ops as ops
 from pyseq.ops import dispatch
 from support.adam import BACKENDS, Settings, Tensors, step_on
+from support.backends import is_interpreted
 
 
 def patterns() -> Tensor:
@@ -61,7 +62,8 @@ def frozen(masters: Tensor) -> Tensors:
 
 @pytest.mark.parametrize("backend", ["torch", *BACKENDS])
 def test_kernels_split_and_join_alike(backend: str) -> None:
-    masters = as_floats(patterns())[1:]  # the last vector is not whole
+    # The last vector is not whole. Nine has no divisor with eight, the number of low halves: all of them are there.
+    masters = as_floats(patterns())[1 :: 9 if is_interpreted(backend) else 1]
     tensors = frozen(masters)
     got = step_on(backend, tensors, Settings(lr=0.0, weight_decay=0.0))
     assert got.extras is not None and tensors.extras is not None
