@@ -5,7 +5,7 @@ from __future__ import annotations
 CPU_LEAST_CHUNKS = 26  # with the little else that a call allocates, less than 5 % of all logits
 CPU_LEAST_ROWS = 90  # of 4 bytes a logit: fewer leave the matrix products waiting for the weights
 CPU_LARGE_ROWS = 288  # from here on the weights are no longer what the products wait for
-CPU_TILE = 6  # rows that a matrix product of csrc/cpu/gemm_tiles.h computes at a time where these are used
+CPU_TILE = 6  # rows that csrc/cpu/gemm_tiles.h multiplies at a time with AVX2; with AVX-512 twice as many
 CPU_CACHED_BYTES = 16 << 20  # what three products and the softmax between them find in the cache again
 GPU_LEAST_ROWS = 1024
 GPU_MOST_ROWS = 4096  # more do not fill the device better

@@ -1,7 +1,7 @@
 """The matrix product of the compiled core, fp32 on CPUs: what :mod:`pyseq.ops.linear` is made of, for other operations.
 
-At the sizes of a small transformer ``torch.mm`` reaches about half of the peak of processors with AVX2, and three
-quarters of that of those of AMD with AVX-512. Each element is a sum in one order, whatever the number of threads.
+How it compares with torch's is in docs/kernels.md, "Linear layers". Each element is a sum in one order, whatever the
+number of threads.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ class GradientsOf(Sequence[Tensor]):
         return len(self._params)
 
     def __getitem__(self, i: Any) -> Any:
-        return [param.grad for param in self._params[i]] if isinstance(i, slice) else self._params[i].grad
+        return self._params[i].grad
 
 
 class Arrangement(NamedTuple):
