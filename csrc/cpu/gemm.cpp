@@ -81,7 +81,8 @@ Gemm part_of(const Gemm& problem, const GemmKernel& kernel, const Grid& grid, in
 
 // A small C of deep factors, as the gradient of a weight is: rows and columns are too few to be shared out without
 // copying one factor on every thread. So it becomes a sum of products, of a piece of the depth each. How many follows
-// from the sizes alone: the order of every sum is the same for all numbers of threads.
+// from the sizes alone: the order of every sum is the same for all numbers of threads. It is a power of two, as the
+// number of threads mostly is.
 constexpr int64_t most_pieces = 8;
 constexpr int64_t least_depth_of_piece = 768;
 constexpr int64_t most_elements = 128 * 1024;  // of all pieces together
@@ -90,8 +91,12 @@ int64_t pieces_for(const Gemm& p) {
   if (p.bias || p.relu) {
     return 1;
   }
-  const int64_t most = std::min(most_pieces, most_elements / (p.rows * p.cols));
-  return std::clamp<int64_t>(p.depth / least_depth_of_piece, 1, std::max<int64_t>(most, 1));
+  const int64_t most = std::min({most_pieces, most_elements / (p.rows * p.cols), p.depth / least_depth_of_piece});
+  int64_t pieces = 1;
+  while (2 * pieces <= most) {
+    pieces *= 2;
+  }
+  return pieces;
 }
 
 // The products of the pieces after the first, and the sums of the rows of A, one piece after the other.

@@ -20,9 +20,49 @@ static constexpr int tile_rows = Vec::width == 16 ? 12 : 6;
 static constexpr int tile_cols = tile_vectors * Vec::width;
 
 static constexpr int64_t longest_chain = 192;  // of fused multiply-adds: the longer, the less exact
-static constexpr int64_t most_depth = 3 * longest_chain;  // of a block
-static constexpr int64_t most_rows = 96;                  // of a block of A
-static constexpr int64_t most_cols = 512;                 // of a block of B
+static constexpr int turn = 8;                 // of them, in the loop over a chain
+static constexpr int64_t most_chains = 3;      // of a block
+static constexpr int64_t most_depth = most_chains * longest_chain;
+static constexpr int64_t most_rows = 96;   // of a block of A
+static constexpr int64_t most_cols = 512;  // of a block of B
+
+// Where all rows are one block, and A has no more chains than this, its copy is kept for all columns. Then blocks of B are
+// narrower, for the second-level cache to hold one, the next, and the copy.
+static constexpr int64_t most_chains_kept = 8;
+static constexpr int64_t most_cols_beside_a = 128;
+
+static const float* at(const StridedMatrix& m, int64_t row, int64_t col) {
+  return m.data + row * m.row_stride + col * m.col_stride;
+}
+
+// Memory that is read soon. Few rows times a large matrix would wait for it.
+class Ahead {
+ public:
+  Ahead() = default;
+  Ahead(const StridedMatrix& m, int64_t row, int64_t rows, int64_t col, int64_t cols)
+      : from(at(m, row, col)), stride(m.col_stride == 1 ? m.row_stride : m.col_stride),
+        floats(m.col_stride == 1 ? cols : rows), left(m.col_stride == 1 ? rows : cols) {}
+
+  int64_t lines() const { return left * ceil_div(floats, line_floats); }
+
+  void fetch(int64_t lines) {
+    for (; lines > 0 && left > 0; --lines) {
+      __builtin_prefetch(from + place);
+      place += line_floats;
+      if (place >= floats) {
+        place = 0;
+        from += stride;
+        --left;
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t line_floats = 16;  // of a cache
+  const float* from = nullptr;  // pieces of `floats` neighbours, `stride` apart
+  int64_t stride = 0, floats = 0, left = 0;
+  int64_t place = 0;  // in a piece
+};
 
 struct Tile {
   int64_t depth;
@@ -35,6 +75,8 @@ struct Tile {
   bool add;  // to what C holds
   const float* bias;
   bool relu;
+  Ahead* ahead;
+  int64_t lines;  // of it, to fetch in a turn of the loop: many at once would make the reads of a tile wait
 };
 
 // Not inlined: among other code GCC leaves sums in memory.
@@ -45,16 +87,15 @@ __attribute__((noinline)) static void multiply_tile(const Tile& t) {
 #pragma GCC unroll 16
   for (int r = 0; r < Rows; ++r) {
     a[r] = t.a + r * t.a_row;
-    __builtin_prefetch(t.c + r * t.c_stride, 1);
 #pragma GCC unroll 2
     for (int v = 0; v < Vectors; ++v) {
+      __builtin_prefetch(t.c + r * t.c_stride + v * Vec::width, 1);
       sums[r][v] = Vec(0.0f);
     }
   }
   const float* b = t.b;
   int64_t place = 0;
-#pragma GCC unroll 8
-  for (int64_t k = 0; k < t.depth; ++k) {
+  const auto step = [&] {
     Vec right[Vectors];
 #pragma GCC unroll 2
     for (int v = 0; v < Vectors; ++v) {
@@ -70,6 +111,17 @@ __attribute__((noinline)) static void multiply_tile(const Tile& t) {
     }
     place += t.a_step;
     b += tile_cols;
+  };
+  int64_t k = 0;
+  for (; k + turn <= t.depth; k += turn) {
+    t.ahead->fetch(t.lines);
+#pragma GCC unroll 8
+    for (int i = 0; i < turn; ++i) {
+      step();
+    }
+  }
+  for (; k < t.depth; ++k) {
+    step();
   }
 #pragma GCC unroll 2
   for (int v = 0; v < Vectors; ++v) {
@@ -130,7 +182,7 @@ static constexpr int vectors_of = (Width + Vec::width - 1) / Vec::width;
 // Lines are copied in panels of Width. Whole vectors are stored: what one has too much is overwritten by the next step,
 // and the last one of a panel has room for it.
 template <int Width>
-static int64_t panel_floats(int64_t depth) {
+static constexpr int64_t panel_floats(int64_t depth) {
   return depth * Width + vectors_of<Width> * Vec::width - Width;
 }
 
@@ -153,6 +205,7 @@ static void pack_neighbours(const Lines& lines, int64_t begin, int64_t end, floa
 // Lines whose steps are neighbours, in squares; returns how many steps these make.
 template <int Width>
 static int64_t pack_squares(const Lines& lines, int64_t depth, float* out) {
+  const int64_t last = std::min<int64_t>(Width, lines.count) - 1;
   int64_t k = 0;
   for (; k + Vec::width <= depth; k += Vec::width) {
 #pragma GCC unroll 2
@@ -160,7 +213,7 @@ static int64_t pack_squares(const Lines& lines, int64_t depth, float* out) {
       Vec square[Vec::width];
 #pragma GCC unroll 16
       for (int i = 0; i < Vec::width; ++i) {
-        const float* p = lines.from + std::min(v * Vec::width + i, Width - 1) * lines.line + k;
+        const float* p = lines.from + std::min<int64_t>(v * Vec::width + i, last) * lines.line + k;
         __builtin_prefetch(p + Width * lines.line);
         square[i] = load(p);
       }
@@ -174,10 +227,10 @@ static int64_t pack_squares(const Lines& lines, int64_t depth, float* out) {
   return k;
 }
 
-// At most Width lines; those that are missing become 0.
+// At most Width lines; what stands in the place of those that are missing is of no meaning.
 template <int Width>
 static void pack_panel(const Lines& lines, int64_t depth, float* out) {
-  int64_t k = lines.step == 1 && lines.count >= Width ? pack_squares<Width>(lines, depth, out) : 0;
+  int64_t k = lines.step == 1 ? pack_squares<Width>(lines, depth, out) : 0;
   for (; k < depth; ++k) {
     for (int64_t i = 0; i < Width; ++i) {
       out[k * Width + i] = i < lines.count ? lines.from[i * lines.line + k * lines.step] : 0.0f;
@@ -209,10 +262,6 @@ static void pack(const Lines& lines, int64_t depth, float* out) {
   }
 }
 
-static const float* at(const StridedMatrix& m, int64_t row, int64_t col) {
-  return m.data + row * m.row_stride + col * m.col_stride;
-}
-
 // Lines a multiple of a page apart share few sets of a cache: they drive each other out.
 static bool share_sets(int64_t stride) { return stride % 1024 == 0; }
 
@@ -226,6 +275,9 @@ struct BlockOfA {
       : begin(first), rows(count), data(at(a, first, k)), row(a.row_stride), step(a.col_stride),
         panel(tile_rows * a.row_stride) {}
 
+  // Of a copy.
+  static constexpr int64_t most_floats(int64_t depth) { return most_rows / tile_rows * panel_floats<tile_rows>(depth); }
+
   void copy(float* out, int64_t depth, int64_t readable) const {
     pack<tile_rows>({data, row, step, rows, readable}, depth, out);
   }
@@ -237,45 +289,6 @@ struct BlockOfA {
     panel = panel_floats<tile_rows>(depth);
   }
 };
-
-// Of the vectors of some steps of a panel.
-static Vec sum_of(const float* from, int64_t steps) {
-  Vec parts[4] = {Vec(0.0f), Vec(0.0f), Vec(0.0f), Vec(0.0f)};
-  int64_t k = 0;
-  for (; k + 4 <= steps; k += 4) {
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      parts[i] = parts[i] + load(from + (k + i) * tile_rows);
-    }
-  }
-  for (; k < steps; ++k) {
-    parts[0] = parts[0] + load(from + k * tile_rows);
-  }
-  return (parts[0] + parts[1]) + (parts[2] + parts[3]);
-}
-
-// The sums of the rows of a packed block.
-static void sum_rows(const BlockOfA& a, int64_t depth, bool add, float* sums) {
-  constexpr int64_t chain = 32;  // steps that are summed in fp32
-  for (int64_t r = 0; r < a.rows; r += tile_rows) {
-    for (int v = 0; v < vectors_of<tile_rows>; ++v) {
-      const float* from = a.data + r / tile_rows * a.panel + v * Vec::width;
-      double total[Vec::width] = {};
-      float lanes[Vec::width];
-      for (int64_t k = 0; k < depth; k += chain) {
-        store(lanes, sum_of(from + k * tile_rows, std::min(chain, depth - k)));
-        for (int i = 0; i < Vec::width; ++i) {
-          total[i] += lanes[i];
-        }
-      }
-      const int64_t first = r + v * Vec::width, last = std::min(a.rows, std::min(r + tile_rows, first + Vec::width));
-      for (int64_t row = first; row < last; ++row) {
-        float* sum = sums + a.begin + row;
-        *sum = static_cast<float>(total[row - first] + (add ? *sum : 0.0f));
-      }
-    }
-  }
-}
 
 // Copying A pays where many columns read the copy, the sooner where it lies badly. Sums of rows are taken from the copy.
 static bool copies_a(const Gemm& p) {
@@ -294,103 +307,171 @@ struct Parts {
   int64_t size(int64_t part) const { return begin(part + 1) - begin(part); }
 };
 
-// Memory that is read soon. Few rows times a large matrix would wait for it.
-class Ahead {
- public:
-  Ahead() = default;
-  Ahead(const StridedMatrix& m, int64_t row, int64_t rows, int64_t col, int64_t cols)
-      : from(at(m, row, col)), stride(m.col_stride == 1 ? m.row_stride : m.col_stride),
-        floats(m.col_stride == 1 ? cols : rows), left(m.col_stride == 1 ? rows : cols) {}
+// Neighbouring chains of the depth, of a block.
+struct Chains {
+  const Parts& all;
+  int64_t first, last;
 
-  int64_t lines() const { return left * ceil_div(floats, line_floats); }
+  int64_t begin() const { return all.begin(first); }
+  int64_t depth() const { return all.begin(last) - begin(); }
+};
 
-  void fetch(int64_t lines) {
-    for (; lines > 0 && left > 0; --lines) {
-      __builtin_prefetch(from + place);
-      place += line_floats;
-      if (place >= floats) {
-        place = 0;
-        from += stride;
-        --left;
+// Of the vectors of some steps of a panel.
+static Vec sum_of(const float* from, int64_t steps) {
+  Vec parts[4] = {Vec(0.0f), Vec(0.0f), Vec(0.0f), Vec(0.0f)};
+  int64_t k = 0;
+  for (; k + 4 <= steps; k += 4) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      parts[i] = parts[i] + load(from + (k + i) * tile_rows);
+    }
+  }
+  for (; k < steps; ++k) {
+    parts[0] = parts[0] + load(from + k * tile_rows);
+  }
+  return (parts[0] + parts[1]) + (parts[2] + parts[3]);
+}
+
+// The sums of the rows of a packed block, one chain after the other.
+static void sum_rows(const BlockOfA& a, const Chains& chains, bool accumulate, float* sums) {
+  constexpr int64_t at_once = 32;  // steps that are summed in fp32
+  for (int64_t r = 0; r < a.rows; r += tile_rows) {
+    for (int v = 0; v < vectors_of<tile_rows>; ++v) {
+      const int64_t first = r + v * Vec::width, last = std::min(a.rows, std::min(r + tile_rows, first + Vec::width));
+      for (int64_t chain = chains.first; chain < chains.last; ++chain) {
+        const int64_t from = chains.all.begin(chain) - chains.begin(), depth = chains.all.size(chain);
+        const float* steps = a.data + r / tile_rows * a.panel + from * tile_rows + v * Vec::width;
+        double total[Vec::width] = {};
+        float lanes[Vec::width];
+        for (int64_t k = 0; k < depth; k += at_once) {
+          store(lanes, sum_of(steps + k * tile_rows, std::min(at_once, depth - k)));
+          for (int i = 0; i < Vec::width; ++i) {
+            total[i] += lanes[i];
+          }
+        }
+        for (int64_t row = first; row < last; ++row) {
+          float* sum = sums + a.begin + row;
+          *sum = static_cast<float>(total[row - first] + (accumulate || chain > 0 ? *sum : 0.0f));
+        }
       }
     }
   }
+}
 
- private:
-  static constexpr int64_t line_floats = 16;  // of a cache
-  const float* from = nullptr;  // pieces of `floats` neighbours, `stride` apart
-  int64_t stride = 0, floats = 0, left = 0;
-  int64_t place = 0;  // in a piece
+// A block of B and where it lies in C; packed, or as it is.
+struct BlockOfB {
+  int64_t begin, cols;
+  Lines lines;
+  const float* copied;  // or null
 };
 
-// C of a block of A and one of B, packed: [depth from k on x cols from col on].
-static void multiply_blocks(const Gemm& p, const BlockOfA& a, const float* b, int64_t col, int64_t cols, int64_t k,
-                            int64_t depth, Ahead ahead) {
-  const Parts chains(depth, 8, longest_chain);  // eight steps are one turn of the loop in multiply_tile
-  const bool ends = k + depth == p.depth;
-  const int64_t tiles = ceil_div(cols, tile_cols) * chains.count * ceil_div(a.rows, tile_rows);
-  const int64_t lines_for_a_tile = ceil_div(ahead.lines(), tiles);
-  for (int64_t c = 0; c < cols; c += tile_cols) {
-    for (int64_t chain = 0; chain < chains.count; ++chain) {
-      const int64_t from = chains.begin(chain);
-      const bool last = ends && chain == chains.count - 1;
+// What tiles read of a block of B in the columns from `col` on: [depth][tile_cols].
+static const float* panel_of(const BlockOfB& b, int64_t col, int64_t depth, float* scratch) {
+  if (b.copied) {
+    return b.copied + col * depth;
+  }
+  Lines lines = b.lines.after(col);
+  lines.count = std::min<int64_t>(lines.count, tile_cols);
+  pack<tile_cols>(lines, depth, scratch);
+  return scratch;
+}
+
+// C of a block of A and one of B.
+static void multiply_blocks(const Gemm& p, const BlockOfA& a, const BlockOfB& b, const Chains& chains, Ahead ahead,
+                            float* scratch) {
+  const int64_t k = chains.begin(), depth = chains.depth();
+  const int64_t tiles = ceil_div(b.cols, tile_cols) * ceil_div(a.rows, tile_rows);
+  const int64_t lines_for_a_turn = ceil_div(ahead.lines(), tiles * std::max<int64_t>(depth / turn, 1));
+  for (int64_t c = 0; c < b.cols; c += tile_cols) {
+    const float* panel = panel_of(b, c, depth, scratch);
+    for (int64_t chain = chains.first; chain < chains.last; ++chain) {
+      const int64_t from = chains.all.begin(chain) - k;
+      const bool ends = chain == chains.all.count - 1;
       for (int64_t r = 0; r < a.rows; r += tile_rows) {
-        ahead.fetch(lines_for_a_tile);
-        multiply_some_rows<tile_rows>({chains.size(chain),
+        multiply_some_rows<tile_rows>({chains.all.size(chain),
                                        a.data + r / tile_rows * a.panel + from * a.step,
                                        a.row,
                                        a.step,
-                                       b + c * depth + from * tile_cols,
-                                       p.c + (a.begin + r) * p.c_stride + col + c,
+                                       panel + from * tile_cols,
+                                       p.c + (a.begin + r) * p.c_stride + b.begin + c,
                                        p.c_stride,
-                                       static_cast<int>(std::min<int64_t>(tile_cols, cols - c)),
-                                       p.accumulate || k > 0 || chain > 0,
-                                       p.bias && last ? p.bias + col + c : nullptr,
-                                       p.relu && last},
+                                       static_cast<int>(std::min<int64_t>(tile_cols, b.cols - c)),
+                                       p.accumulate || chain > 0,
+                                       p.bias && ends ? p.bias + b.begin + c : nullptr,
+                                       p.relu && ends,
+                                       &ahead,
+                                       lines_for_a_turn},
                                       static_cast<int>(std::min<int64_t>(tile_rows, a.rows - r)));
       }
     }
   }
 }
 
+// How a product is cut into blocks. A copy of B is read once for each block of rows. Where there is one such block, it is
+// made for the columns of a tile and a chain at a time, and read where it is made, in the first-level cache.
+struct Blocks {
+  Parts rows, chains;
+  bool few_rows, keeps_a;
+  Parts cols;
+  int64_t chains_of_block;
+
+  explicit Blocks(const Gemm& p)
+      : rows(p.rows, tile_rows, most_rows), chains(p.depth, turn, longest_chain), few_rows(rows.count == 1),
+        keeps_a(few_rows && chains.count <= most_chains_kept),
+        cols(p.cols, tile_cols, keeps_a ? most_cols_beside_a : most_cols), chains_of_block(few_rows ? 1 : most_chains) {}
+
+  Chains chains_from(int64_t first) const { return {chains, first, std::min(chains.count, first + chains_of_block)}; }
+
+  // What is read of B after a block of it.
+  Ahead after(const Gemm& p, int64_t col_part, const Chains& now) const {
+    const bool same_cols = now.last < chains.count;
+    const int64_t part = same_cols ? col_part : col_part + 1;
+    if (part == cols.count) {
+      return {};
+    }
+    const Chains next = chains_from(same_cols ? now.last : 0);
+    return {p.b, next.begin(), next.depth(), cols.begin(part), cols.size(part)};
+  }
+};
+
 static void multiply(const Gemm& p, float* scratch) {
-  float* copy_of_b = scratch;
-  float* copy_of_a = scratch + most_depth * most_cols;
-  const Parts rows(p.rows, tile_rows, most_rows), cols(p.cols, tile_cols, most_cols), steps(p.depth, 1, most_depth);
-  const bool copies = copies_a(p), once = rows.count * steps.count == 1;
-  for (int64_t i = 0; i < cols.count; ++i) {
-    const int64_t col = cols.begin(i);
-    for (int64_t j = 0; j < steps.count; ++j) {
-      const int64_t k = steps.begin(j), depth = steps.size(j);
-      pack<tile_cols>({at(p.b, k, col), p.b.col_stride, p.b.row_stride, cols.size(i), p.cols - col}, depth, copy_of_b);
-      Ahead next;
-      if (j + 1 < steps.count) {
-        next = {p.b, steps.begin(j + 1), steps.size(j + 1), col, cols.size(i)};
-      } else if (i + 1 < cols.count) {
-        next = {p.b, 0, steps.size(0), cols.begin(i + 1), cols.size(i + 1)};
+  const Blocks blocks(p);
+  const bool copies = copies_a(p);
+  float* copy_of_a = scratch + (blocks.few_rows ? longest_chain * tile_cols : most_depth * most_cols);
+  for (int64_t i = 0; i < blocks.cols.count; ++i) {
+    const int64_t col = blocks.cols.begin(i), cols = blocks.cols.size(i);
+    for (int64_t first = 0; first < blocks.chains.count; first += blocks.chains_of_block) {
+      const Chains chains = blocks.chains_from(first);
+      const int64_t k = chains.begin(), depth = chains.depth();
+      BlockOfB b = {col, cols, {at(p.b, k, col), p.b.col_stride, p.b.row_stride, cols, p.cols - col}, nullptr};
+      if (!blocks.few_rows) {
+        pack<tile_cols>(b.lines, depth, scratch);
+        b.copied = scratch;
       }
-      for (int64_t part = 0; part < rows.count; ++part) {
-        const int64_t row = rows.begin(part);
-        BlockOfA a(p.a, row, rows.size(part), k);
+      for (int64_t part = 0; part < blocks.rows.count; ++part) {
+        const int64_t row = blocks.rows.begin(part);
+        BlockOfA a(p.a, row, blocks.rows.size(part), k);
         if (copies) {
-          if (i == 0 || !once) {
-            a.copy(copy_of_a, depth, p.rows - row);
+          float* copied = copy_of_a + (blocks.keeps_a ? first * BlockOfA::most_floats(longest_chain) : 0);
+          if (i == 0 || !blocks.keeps_a) {
+            a.copy(copied, depth, p.rows - row);
           }
-          a.read_copy(copy_of_a, depth);
+          a.read_copy(copied, depth);
           if (p.a_sums && i == 0) {
-            sum_rows(a, depth, p.accumulate || k > 0, p.a_sums);
+            sum_rows(a, chains, p.accumulate, p.a_sums);
           }
         }
-        const bool last = part + 1 == rows.count;
-        multiply_blocks(p, a, copy_of_b, col, cols.size(i), k, depth, last ? next : Ahead());
+        const bool last = part + 1 == blocks.rows.count;
+        multiply_blocks(p, a, b, chains, last ? blocks.after(p, i, chains) : Ahead(), scratch);
       }
     }
   }
 }
 
 GemmKernel gemm_kernel() {
-  // Panels of A may be a vector longer than their rows.
-  return {tile_rows, tile_cols, most_depth * (most_cols + most_rows) + 8 * most_rows, multiply};
+  constexpr int64_t blocks = most_depth * most_cols + BlockOfA::most_floats(most_depth);
+  constexpr int64_t few_rows = longest_chain * tile_cols + most_chains_kept * BlockOfA::most_floats(longest_chain);
+  return {tile_rows, tile_cols, std::max(blocks, few_rows), multiply};
 }
 
 }  // namespace PYSEQ_ISA

@@ -119,6 +119,12 @@ TEST(gemm_of_many_blocks) {
         check_product(13, 530, 250, of_a, of_b, true, false, true, 3);  // more columns
       }
       check_product(100, 530, 600, of_a, Order::rows, true, true, of_a == Order::rows, 1);  // more of everything
+      for (const int64_t rows : {90, 96, 97}) {  // those of one block, whose copy is kept for all columns, or of two
+        for (const Order of_b : {Order::rows, Order::cols}) {
+          check_product(rows, 300, 400, of_a, of_b, true, true, false, 1);
+        }
+      }
+      check_product(20, 140, 1700, of_a, Order::cols, true, true, false, 1);  // too deep a copy to be kept
     }
     check_product(50, 70, 1024, Order::rows, Order::rows, false, false, false, 1);
     for (const int threads : {1, 3, 20}) {  // pieces of the depth

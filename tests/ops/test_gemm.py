@@ -99,7 +99,7 @@ def test_inf_and_nan_go_where_torchs_go(isa: str) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 def test_repeatable_and_independent_of_threads(isa: str) -> None:
     before = torch.get_num_threads()
-    for rows, depth, cols in ((500, 300, 130), (20, 700, 900), (64, 4000, 64), (90, 2000, 512)):
+    for rows, depth, cols in ((500, 300, 130), (20, 700, 900), (64, 4000, 64), (90, 2000, 512), (180, 1000, 70)):
         a, b, results = some(depth, rows).t(), some(depth, cols), []
         with using_isa(isa):
             for threads in (1, 2, 3, 7, 2):
