@@ -1,7 +1,7 @@
 // The matrix product in vectors; included once for each instruction set.
 //
 // After Goto and van de Geijn (2008): C is made of tiles whose sums stay in registers. Blocks of B and of A are copied so that
-// what tiles read lies in the order it is read. One of B stays in the last cache, for all rows; one of A in the second, for
+// what tiles read lies in the order it is read (few rows: see Blocks). One of B stays in the last cache, for all rows; one of A in the second, for
 // all columns of that; what the tiles of a few columns read of B, for one chain of additions, in the first.
 #pragma once
 
@@ -21,6 +21,7 @@ static constexpr int tile_cols = tile_vectors * Vec::width;
 
 static constexpr int64_t longest_chain = 192;  // of fused multiply-adds: the longer, the less exact
 static constexpr int turn = 8;                 // of them, in the loop over a chain
+static constexpr int64_t line_floats = 16;     // of a cache
 static constexpr int64_t most_chains = 3;      // of a block
 static constexpr int64_t most_depth = most_chains * longest_chain;
 static constexpr int64_t most_rows = 96;   // of a block of A
@@ -58,7 +59,6 @@ class Ahead {
   }
 
  private:
-  static constexpr int64_t line_floats = 16;  // of a cache
   const float* from = nullptr;  // pieces of `floats` neighbours, `stride` apart
   int64_t stride = 0, floats = 0, left = 0;
   int64_t place = 0;  // in a piece
@@ -68,7 +68,8 @@ struct Tile {
   int64_t depth;
   const float* a;  // element (r, k) is a[r * a_row + k * a_step]
   int64_t a_row, a_step;
-  const float* b;  // [depth][tile_cols], packed
+  const float* b;  // element (k, c) is b[k * b_step + c]
+  int64_t b_step;
   float* c;
   int64_t c_stride;
   int cols;  // of C to write
@@ -110,7 +111,7 @@ __attribute__((noinline)) static void multiply_tile(const Tile& t) {
       }
     }
     place += t.a_step;
-    b += tile_cols;
+    b += t.b_step;
   };
   int64_t k = 0;
   for (; k + turn <= t.depth; k += turn) {
@@ -214,7 +215,6 @@ static int64_t pack_squares(const Lines& lines, int64_t depth, float* out) {
 #pragma GCC unroll 16
       for (int i = 0; i < Vec::width; ++i) {
         const float* p = lines.from + std::min<int64_t>(v * Vec::width + i, last) * lines.line + k;
-        __builtin_prefetch(p + Width * lines.line);
         square[i] = load(p);
       }
       transpose(square);
@@ -365,15 +365,23 @@ struct BlockOfB {
   const float* copied;  // or null
 };
 
-// What tiles read of a block of B in the columns from `col` on: [depth][tile_cols].
-static const float* panel_of(const BlockOfB& b, int64_t col, int64_t depth, float* scratch) {
+// What tiles read of a block of B.
+struct Panel {
+  const float* data;
+  int64_t step;
+};
+
+static Panel panel_of(const BlockOfB& b, int64_t col, int64_t depth, float* scratch) {
   if (b.copied) {
-    return b.copied + col * depth;
+    return {b.copied + col * depth, tile_cols};
   }
   Lines lines = b.lines.after(col);
+  if (are_neighbours<tile_cols>(lines)) {
+    return {lines.from, lines.step};
+  }
   lines.count = std::min<int64_t>(lines.count, tile_cols);
   pack<tile_cols>(lines, depth, scratch);
-  return scratch;
+  return {scratch, tile_cols};
 }
 
 // C of a block of A and one of B.
@@ -383,7 +391,7 @@ static void multiply_blocks(const Gemm& p, const BlockOfA& a, const BlockOfB& b,
   const int64_t tiles = ceil_div(b.cols, tile_cols) * ceil_div(a.rows, tile_rows);
   const int64_t lines_for_a_turn = ceil_div(ahead.lines(), tiles * std::max<int64_t>(depth / turn, 1));
   for (int64_t c = 0; c < b.cols; c += tile_cols) {
-    const float* panel = panel_of(b, c, depth, scratch);
+    const Panel panel = panel_of(b, c, depth, scratch);
     for (int64_t chain = chains.first; chain < chains.last; ++chain) {
       const int64_t from = chains.all.begin(chain) - k;
       const bool ends = chain == chains.all.count - 1;
@@ -392,7 +400,8 @@ static void multiply_blocks(const Gemm& p, const BlockOfA& a, const BlockOfB& b,
                                        a.data + r / tile_rows * a.panel + from * a.step,
                                        a.row,
                                        a.step,
-                                       panel + from * tile_cols,
+                                       panel.data + from * panel.step,
+                                       panel.step,
                                        p.c + (a.begin + r) * p.c_stride + b.begin + c,
                                        p.c_stride,
                                        static_cast<int>(std::min<int64_t>(tile_cols, b.cols - c)),
@@ -407,8 +416,9 @@ static void multiply_blocks(const Gemm& p, const BlockOfA& a, const BlockOfB& b,
   }
 }
 
-// How a product is cut into blocks. A copy of B is read once for each block of rows. Where there is one such block, it is
-// made for the columns of a tile and a chain at a time, and read where it is made, in the first-level cache.
+// How a product is cut into blocks. A copy of B is read once for each block of rows. Where there is one such block, B is
+// read as it lies if its columns are neighbours; else the copy is made for the columns of a tile and a chain at a time, and
+// read where it is made, in the first-level cache. Chains begin with a line of a cache, if rows do.
 struct Blocks {
   Parts rows, chains;
   bool few_rows, keeps_a;
@@ -416,7 +426,7 @@ struct Blocks {
   int64_t chains_of_block;
 
   explicit Blocks(const Gemm& p)
-      : rows(p.rows, tile_rows, most_rows), chains(p.depth, turn, longest_chain), few_rows(rows.count == 1),
+      : rows(p.rows, tile_rows, most_rows), chains(p.depth, line_floats, longest_chain), few_rows(rows.count == 1),
         keeps_a(few_rows && chains.count <= most_chains_kept),
         cols(p.cols, tile_cols, keeps_a ? most_cols_beside_a : most_cols), chains_of_block(few_rows ? 1 : most_chains) {}
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import pyseq.ops as ops
 from pyseq.ops import dispatch
 from pyseq.ops.linear import LEAST_FEATURES, LEAST_ROWS, reference
-from support.accuracy import assert_near
+from support.accuracy import assert_near, mean_error
 from support.backends import running_on, using_isa
 
 needs_core = pytest.mark.skipif(not dispatch.status("cpp").available, reason=dispatch.status("cpp").detail)
@@ -58,7 +58,7 @@ def test_error_is_near_that_of_torch(backend: str, activation: str, bias: bool) 
             want = run([None if t is None else t.double() for t in inputs], activation)
         assert ours.keys() == want.keys()
         for name in ours:
-            assert_near(ours[name], theirs[name], want[name], factor=2.0 if name == "bias" else 1.5, name=name)
+            assert_near(ours[name], theirs[name], want[name], ulps=0.0, name=name, error=mean_error)
 
 
 @needs_core
