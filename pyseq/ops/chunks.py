@@ -38,7 +38,10 @@ def chunk_rows(
         wanted = max(1 if large else CPU_LEAST_CHUNKS, _ceil_div(rows * row_bytes, CPU_CACHED_BYTES))
         least = (CPU_LARGE_ROWS if large else CPU_LEAST_ROWS) * max(4 // itemsize, 1)
         even = _ceil_div(rows, min(wanted, max(rows // least, 1)))
-        return even if even == rows else even // CPU_TILE * CPU_TILE
+        if even == rows:
+            return rows
+        # Rounded up, no few rows are left over, which would take all of the weights for themselves.
+        return (_ceil_div(even, CPU_TILE) if large else even // CPU_TILE) * CPU_TILE
     most = GPU_MOST_ROWS
     if device_bytes:
         fitting = int(device_bytes * GPU_MEMORY_SHARE) // row_bytes // GPU_TILE * GPU_TILE

@@ -26,12 +26,17 @@ def test_a_chunk_on_the_cpu_is_a_small_share(rows: int, classes: int) -> None:
     assert chunk % CPU_TILE == 0, "a product of some rows of a tile takes as long as one of all"
 
 
-@pytest.mark.parametrize(("rows", "classes", "itemsize"), [(2048, 33_280, 4), (4096, 10_000, 4), (4096, 50_257, 2)])
+@pytest.mark.parametrize(
+    ("rows", "classes", "itemsize"), [(2048, 33_280, 4), (2048, 33_280, 2), (4096, 10_000, 4), (4096, 50_257, 2)]
+)
 def test_a_large_chunk_stays_in_the_cache_if_that_is_no_small_one(rows: int, classes: int, itemsize: int) -> None:
     chunk = chunk_rows(rows, classes, itemsize, "cpu", large=True)
     least = CPU_LARGE_ROWS * 4 // itemsize
     assert least <= chunk <= max(CPU_CACHED_BYTES // (classes * itemsize), 1.5 * least)
     assert chunk % CPU_TILE == 0 and chunk >= 2 * chunk_rows(rows, classes, itemsize, "cpu")
+    assert rows % chunk == 0 or rows % chunk > 0.8 * chunk, (
+        "a few rows at the end would cost the reading of all weights"
+    )
 
 
 @pytest.mark.parametrize("rows", [1, 2, 89, 90, 91, 179])
