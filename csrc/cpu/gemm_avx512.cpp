@@ -1,1 +1,1 @@
-#include "cpu/gemm_tiles.h"
+#include "cpu/gemm_blocks.h"

@@ -1,2 +1,2 @@
 #define PYSEQ_PORTABLE
-#include "cpu/gemm_tiles.h"
+#include "cpu/gemm_blocks.h"

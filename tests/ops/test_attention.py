@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,9 +17,8 @@ from torch import Tensor
 import pyseq.ops as ops
 from pyseq.ops import Segments, dispatch
 from pyseq.ops.attention.definition import Options, keep_mask
-from pyseq.ops.dropout import limit
-from pyseq.ops.random import random_halves
 from support.accuracy import assert_near, mean_error
+from support.attention import SEED, Case, kept, oracle, run, some
 from support.backends import is_interpreted, running_on, using_isa
 
 # The interpreter computes with numpy, which warns where nan is the right answer.
@@ -27,106 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning:
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 BACKENDS = ["cpp-avx512", "cpp-avx2", "cpp-portable", "triton"]
-SEED = 987654321987654321
 needs_core = pytest.mark.skipif(not dispatch.status("cpp").available, reason=dispatch.status("cpp").detail)
-
-
-@dataclass
-class Case:
-    """Inputs, and the gradient that comes back. Without a query: self-attention."""
-
-    packed: Tensor
-    query: Tensor | None
-    grad: Tensor
-    queries: list[int]
-    keys: list[int]
-    causal: bool = False
-    p: float = 0.0
-    scale: float | None = None
-
-
-def some(
-    queries: list[int],
-    keys: list[int] | None = None,
-    heads: int = 2,
-    dim: int = 8,
-    dtype: torch.dtype = torch.float32,
-    causal: bool = False,
-    p: float = 0.0,
-) -> Case:
-    """Self-attention, or with ``keys`` cross-attention, of segments of these lengths."""
-    generator = torch.Generator().manual_seed(sum(queries) * 1_000_003 + dim)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, heads, dim, generator=generator).to(dtype)
-
-    packed = normal(sum(queries), 3) if keys is None else normal(sum(keys), 2)
-    query = None if keys is None else normal(sum(queries))
-    return Case(packed, query, normal(sum(queries)), queries, queries if keys is None else keys, causal, p)
-
-
-def run(backend: str, case: Case, seed: int = SEED) -> dict[str, Tensor]:
-    """The output, and the gradients of the inputs."""
-    with running_on(backend) as device:
-        packed = case.packed.detach().to(device).requires_grad_()
-        query = None if case.query is None else case.query.detach().to(device).requires_grad_()
-        segments = [Segments.from_lengths(lengths, device) for lengths in (case.queries, case.keys)]
-        drawn = torch.tensor([seed], device=device)
-        if query is None:
-            out = ops.self_attention(packed, segments[0], causal=case.causal, scale=case.scale, p=case.p, seed=drawn)
-        else:
-            out = ops.cross_attention(query, packed, *segments, scale=case.scale, p=case.p, seed=drawn)
-        out.backward(case.grad.to(device))
-    assert out.dtype == case.packed.dtype and out.shape == case.grad.shape and out.is_contiguous()
-    found = {"out": out.detach(), "packed": packed.grad, "query": None if query is None else query.grad}
-    return {name: t.cpu() for name, t in found.items() if t is not None}
-
-
-@functools.cache
-def halves_of_seed(count: int) -> Tensor:
-    return random_halves(torch.tensor([SEED]), count)
-
-
-def kept(case: Case, segment: int, head: int) -> Tensor:
-    """Which weights of a head of a segment dropout keeps: bool [queries, keys]. Number by number, as documented."""
-    heads, across = case.grad.size(1), -(-max(case.keys) // 16)
-    first, queries, keys = sum(case.queries[:segment]), case.queries[segment], case.keys[segment]
-    halves = halves_of_seed(sum(case.queries) * heads * across * 128)
-    i, j = torch.arange(queries)[:, None], torch.arange(keys)
-    tile = ((first + i // 8) * heads + head) * across + j // 16
-    return halves[tile * 128 + i % 8 * 16 + j % 16] > limit(case.p)
-
-
-def oracle(case: Case) -> dict[str, Tensor]:
-    """The definition and its derivative, written out in float64, a head of a segment at a time."""
-    packed, grad = case.packed.double(), case.grad.double()
-    query = packed[:, 2] if case.query is None else case.query.double()
-    scale = query.size(2) ** -0.5 if case.scale is None else case.scale
-    out, grad_query, grad_packed = torch.zeros_like(query), torch.zeros_like(query), torch.zeros_like(packed)
-    for segment, (queries, keys) in enumerate(zip(case.queries, case.keys)):
-        if not queries or not keys:
-            continue
-        at = slice(sum(case.queries[:segment]), sum(case.queries[: segment + 1]))
-        at_keys = slice(sum(case.keys[:segment]), sum(case.keys[: segment + 1]))
-        for head in range(query.size(1)):
-            q, g = query[at, head], grad[at, head]
-            k, v = packed[at_keys, 0, head], packed[at_keys, 1, head]
-            scores = q @ k.t() * scale
-            if case.causal:
-                scores = scores.masked_fill(torch.ones(queries, keys).triu(1).bool(), -torch.inf)
-            weights = scores.exp() / scores.exp().sum(1, keepdim=True)
-            factor = kept(case, segment, head) / (1 - case.p) if case.p else torch.ones(())
-            out[at, head] = (weights * factor) @ v
-            of_weights = g @ v.t() * factor
-            of_scores = weights * (of_weights - (weights * of_weights).sum(1, keepdim=True)) * scale
-            grad_query[at, head] = of_scores @ k
-            grad_packed[at_keys, 0, head] = of_scores.t() @ q
-            grad_packed[at_keys, 1, head] = (weights * factor).t() @ g
-    if case.query is None:
-        grad_packed[:, 2] = grad_query
-        return {"out": out, "packed": grad_packed}
-    return {"out": out, "packed": grad_packed, "query": grad_query}
-
 
 # None, one, two; less than, equal to and more than vectors (4, 8, 16) and tiles of products (6 rows); more than a block
 # of queries (64); and, in the long ones, more than a block of keys (256).
@@ -351,105 +251,3 @@ def test_gradcheck(kind: str) -> None:
 
     leaves = tuple(t.requires_grad_() for t in (case.packed, case.query) if t is not None)
     assert torch.autograd.gradcheck(attend, leaves)
-
-
-@needs_core
-@pytest.mark.parametrize("p", [0.0, 0.3])
-@pytest.mark.parametrize("kind", ["causal", "cross"])
-def test_opcheck(p: float, kind: str) -> None:
-    case = some([3, 4], [2, 5] if kind == "cross" else None, dim=5)
-    query = None if case.query is None else case.query.requires_grad_()
-    offsets = [Segments.from_lengths(lengths).offsets for lengths in (case.queries, case.keys)]
-    seed = torch.tensor([SEED]) if p else None
-    inputs = (case.packed.requires_grad_(), query, *offsets, seed, 4, 5, kind == "causal", 0.5, p)
-    torch.library.opcheck(torch.ops.pyseq.attention.default, inputs)
-    with torch.no_grad():
-        saved = torch.ops.pyseq.attention(*inputs)
-        torch.library.opcheck(torch.ops.pyseq.attention_backward.default, (case.grad, *saved, *inputs))
-
-
-@pytest.mark.parametrize("backend", [pytest.param("torch", marks=pytest.mark.slow), "cpp"])
-def test_compiles_to_one_graph(backend: str) -> None:
-    def block(kvq: Tensor, query: Tensor, ours: Segments, other: Segments, seed: Tensor) -> Tensor:
-        x = ops.self_attention(kvq * 2, ours, causal=True, p=0.3, seed=seed)
-        return x + ops.cross_attention(query * x, kvq[:, :2], ours, other, p=0.1, seed=seed)
-
-    with running_on(backend):
-        torch.compiler.reset()
-        compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
-        for lengths in ([5, 3], [6, 8, 2], [9, 1, 4, 3]):
-            case = some(lengths)
-            segments = Segments.from_lengths(lengths)
-            found = []
-            for fn in (compiled, block):
-                leaves = [t.clone().requires_grad_() for t in (case.packed, case.grad)]
-                out = fn(*leaves, segments, segments, torch.tensor([SEED]))
-                out.square().sum().backward()
-                found.append([out, *(leaf.grad for leaf in leaves)])
-            assert all(torch.equal(a, b) for a, b in zip(*found))
-
-
-@pytest.mark.parametrize("backend", ["torch", "cpp"])
-def test_frozen_inputs(backend: str) -> None:
-    case = some([4, 6], [3, 5])
-    assert case.query is not None
-    segments = [Segments.from_lengths(lengths) for lengths in (case.queries, case.keys)]
-    with running_on(backend):
-        grads = []
-        for trained in ((True, True), (True, False), (False, True)):
-            leaves = [t.clone().requires_grad_(wanted) for t, wanted in zip((case.query, case.packed), trained)]
-            ops.cross_attention(*leaves, *segments).backward(case.grad)
-            assert [leaf.grad is not None for leaf in leaves] == list(trained)
-            grads.append([leaf.grad for leaf in leaves])
-    assert torch.equal(grads[0][0], grads[1][0]) and torch.equal(grads[0][1], grads[2][1])  # type: ignore[arg-type]
-
-
-def test_segments_of_lengths() -> None:
-    segments = Segments.from_lengths(torch.tensor([3, 0, 5]))
-    assert segments.offsets.tolist() == [0, 3, 3, 8] and segments.offsets.dtype == torch.int32
-    assert segments.longest == 5 and Segments.from_lengths([]) == (torch.zeros(1, dtype=torch.int32), 0)
-
-
-def offsets_of(*places: int, longest: int = 9) -> Segments:
-    return Segments(torch.tensor(places, dtype=torch.int32), longest)
-
-
-@pytest.mark.parametrize("backend", ["torch", "cpp"])
-def test_bad_arguments_are_told(backend: str) -> None:
-    kvq, query, kv = torch.ones(9, 3, 2, 4), torch.ones(9, 2, 4), torch.ones(7, 2, 2, 4)
-    ours, other = Segments.from_lengths([4, 5]), Segments.from_lengths([3, 4])
-    with running_on(backend):
-        for bad in (kvq[:, :2], kvq[0], query):
-            with pytest.raises(ValueError, match=r"kvq must be \[tokens, 3 \(key, value, query\), heads, D\]"):
-                ops.self_attention(bad, ours)
-        with pytest.raises(ValueError, match="differ in heads or D"):
-            ops.cross_attention(query[:, :1], kv, ours, other)
-        with pytest.raises(TypeError, match="differ"):
-            ops.cross_attention(query.double(), kv, ours, other)
-        with pytest.raises(TypeError, match="floating-point"):
-            ops.self_attention(kvq.long(), ours)
-        with pytest.raises(ValueError, match="probability must be in"):
-            ops.self_attention(kvq, ours, p=1.5)
-        with pytest.raises(TypeError, match="one int64 number"):
-            ops.self_attention(kvq, ours, p=0.5, seed=torch.tensor([1.0]))
-        with pytest.raises(TypeError, match="offsets of segments must be contiguous int32"):
-            ops.self_attention(kvq, Segments(torch.tensor([0, 9]), 9))
-        for bad in (offsets_of(0, 4, 8), offsets_of(0, 4, 10), offsets_of(1, 4, 9), offsets_of(0, 6, 5, 9)):
-            with pytest.raises(ValueError, match=r"must begin with 0, never fall, and end with .* \(9\); they are \["):
-                ops.self_attention(kvq, bad)
-        with pytest.raises(ValueError, match="a segment of 5 tokens, but says that the longest has 4"):
-            ops.self_attention(kvq, ours._replace(longest=4))
-        with pytest.raises(ValueError, match="2 segments of queries, but 1 of keys"):
-            ops.cross_attention(query, kv, ours, Segments.from_lengths([7]))
-        with pytest.raises(ValueError, match="key_segments must begin with 0"):
-            ops.cross_attention(query, kv, ours, ours)
-
-
-@needs_core
-def test_a_second_derivative_is_refused() -> None:
-    case = some([4])
-    with ops.backend("cpp"):
-        out = ops.self_attention(case.packed.requires_grad_(), Segments.from_lengths([4]))
-        (grad,) = torch.autograd.grad(out.square().sum(), case.packed, create_graph=True)
-        with pytest.raises(RuntimeError, match="once_differentiable"):
-            grad.sum().backward()
