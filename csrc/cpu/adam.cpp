@@ -47,7 +47,7 @@ void adam_update_rows(const AdamRow* rows, int64_t count, const AdamDtypes& dtyp
   const int64_t total = total_elements(rows, count);
   const int64_t parts = useful_threads(threads, total, 1);
   // Each thread walks its part from the end: the gradients there are what the norm before has read last.
-#pragma omp parallel for num_threads(static_cast<int>(parts)) schedule(static, 1)
+#pragma omp parallel for num_threads(team_for(parts, threads)) schedule(static, 1)
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t from = total / parts * part;
     const int64_t to = part + 1 == parts ? total : total / parts * (part + 1);

@@ -58,7 +58,7 @@ class Tasks {
   void run(const AttentionShape& shape, int threads, const Run& run) const {
     const int64_t cost = std::accumulate(costs_.begin(), costs_.end(), int64_t{0});
     const int64_t together = heads_together(shape, threads), parts = (shape.heads + together - 1) / together;
-#pragma omp parallel num_threads(useful_threads(threads, cost, shape.heads* shape.dim))
+#pragma omp parallel num_threads(team_for(useful_threads(threads, cost, shape.heads* shape.dim), threads))
     {
       const size_t line = 16;
       const std::unique_ptr<float[]> memory(new float[static_cast<size_t>(work_) + line]);

@@ -250,9 +250,9 @@ int64_t first_bad_target(const CrossEntropyInput& input) {
 
 void cross_entropy_forward(const CrossEntropyInput& input, const CrossEntropyOutput& output, int threads) {
   const Rows rows(input);
-  const int used = useful_threads(threads, input.rows, input.cols);
-  const Scratch scratch(used, rows.capped_floats());
-#pragma omp parallel for num_threads(used) schedule(static)
+  const int team = team_for(useful_threads(threads, input.rows, input.cols), threads);
+  const Scratch scratch(team, rows.capped_floats());
+#pragma omp parallel for num_threads(team) schedule(static)
   for (int64_t r = 0; r < input.rows; ++r) {
     rows.forward(r, output, scratch.of_thread(omp_get_thread_num()), nullptr, nullptr);
   }
@@ -262,9 +262,9 @@ void cross_entropy_backward(const CrossEntropyInput& input, const float* grad_lo
                             const CrossEntropyGradient& gradient, int threads) {
   const Rows rows(input);
   const bool stream = streams(input, gradient);
-  const int used = useful_threads(threads, input.rows, input.cols);
-  const Scratch scratch(used, rows.capped_floats());
-#pragma omp parallel num_threads(used)
+  const int team = team_for(useful_threads(threads, input.rows, input.cols), threads);
+  const Scratch scratch(team, rows.capped_floats());
+#pragma omp parallel num_threads(team)
   {
     float* mine = scratch.of_thread(omp_get_thread_num());
 #pragma omp for schedule(static) nowait
@@ -280,9 +280,9 @@ void cross_entropy_loss_and_gradient(const CrossEntropyInput& input, const float
                                      int threads) {
   const Rows rows(input);
   const bool stream = streams(input, gradient);
-  const int used = useful_threads(threads, input.rows, input.cols);
-  const Scratch scratch(used, rows.capped_floats() + 2 * rows.kept_floats());
-#pragma omp parallel num_threads(used)
+  const int team = team_for(useful_threads(threads, input.rows, input.cols), threads);
+  const Scratch scratch(team, rows.capped_floats() + 2 * rows.kept_floats());
+#pragma omp parallel num_threads(team)
   {
     float* capped = scratch.of_thread(omp_get_thread_num());
     KeptExponentials kept = rows.kept_at(capped + rows.capped_floats());

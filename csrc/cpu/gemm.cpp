@@ -157,7 +157,7 @@ void gemm(const Gemm& problem, int threads) {
   const Grid grid = grid_for(rows, cols, std::max<int64_t>(1, used / count));
   const int64_t parts = grid.down * grid.across;
   const Pieces pieces(problem, count);
-#pragma omp parallel num_threads(static_cast<int>(std::min(used, count * parts)))
+#pragma omp parallel num_threads(team_for(std::min(used, count * parts), threads))
   {
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < count * parts; ++i) {

@@ -39,7 +39,7 @@ double sum_of_squares(const NormRow* rows, int64_t count, int threads) {
   }
   std::vector<double> partial(static_cast<size_t>(blocks));
   const int64_t parts = useful_threads(threads, elements, 1);
-#pragma omp parallel for num_threads(static_cast<int>(parts)) schedule(static, 1)
+#pragma omp parallel for num_threads(team_for(parts, threads)) schedule(static, 1)
   for (int64_t part = 0; part < parts; ++part) {
     const int64_t from = blocks * part / parts, to = blocks * (part + 1) / parts;
     int64_t first = 0;  // the first block of the row, counted over all rows

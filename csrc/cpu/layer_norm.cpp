@@ -49,7 +49,7 @@ LayerNormChunks layer_norm_chunks(int64_t rows) {
 void layer_norm_forward(const LayerNormRows& shape, const LayerNormForward& data, int threads) {
   const LayerNormKernels kernels = kernels_for(shape.dtype);
   const LayerNormChunks chunks = layer_norm_chunks(shape.rows);
-#pragma omp parallel num_threads(useful_threads(threads, shape.rows, shape.cols))
+#pragma omp parallel num_threads(team_for(useful_threads(threads, shape.rows, shape.cols), threads))
   {
     std::vector<float> work(static_cast<size_t>(shape.cols));
 #pragma omp for schedule(static)
@@ -63,7 +63,7 @@ void layer_norm_backward(const LayerNormRows& shape, const LayerNormBackward& da
                          float* grad_bias, int threads) {
   const LayerNormKernels kernels = kernels_for(shape.dtype);
   const LayerNormChunks chunks = layer_norm_chunks(shape.rows);
-#pragma omp parallel for num_threads(useful_threads(threads, shape.rows, shape.cols)) schedule(static)
+#pragma omp parallel for num_threads(team_for(useful_threads(threads, shape.rows, shape.cols), threads)) schedule(static)
   for (int64_t i = 0; i < chunks.count; ++i) {
     kernels.backward(shape, data, i * chunks.rows, std::min(shape.rows, (i + 1) * chunks.rows),
                      partial + i * 2 * shape.cols);

@@ -24,7 +24,7 @@ static CandidateRows rows_kernel() {
 void linear_top_candidates(const Candidates& job, int threads) {
   const CandidateRows kernel = rows_kernel();
   const int parts = useful_threads(static_cast<int>(std::min<int64_t>(threads, job.rows)), job.rows, job.weights.columns);
-#pragma omp parallel for num_threads(parts) schedule(static)
+#pragma omp parallel for num_threads(team_for(parts, threads)) schedule(static)
   for (int part = 0; part < parts; ++part) {
     kernel(job, job.rows * part / parts, job.rows * (part + 1) / parts);
   }

@@ -19,6 +19,11 @@ static inline int useful_threads(int threads, int64_t rows, int64_t cols) {
   return static_cast<int>(wanted < 1 ? 1 : wanted);
 }
 
+// The team of threads for so many parts of a work. libgomp ends the threads that a smaller team than the last leaves over and
+// starts others for the next larger one, which takes longer than most operations. So a team is one thread or all, as torch's
+// teams are, and threads without a part have nothing to do.
+static inline int team_for(int64_t parts, int threads) { return parts > 1 ? threads : 1; }
+
 // Whether an array is too large to be found in the cache by whoever reads it next. Then stores that bypass the cache
 // save reading the lines that they replace.
 static inline bool is_beyond_cache(int64_t bytes) { return bytes > (int64_t{16} << 20); }
