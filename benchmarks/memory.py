@@ -1,9 +1,10 @@
 """Peak extra memory of a run: what it needs beyond what was there before and what it leaves behind as results.
 
-On CUDA the caching allocator knows. On the CPU two figures are taken in two runs that are not timed. ``allocated`` sums
+On CUDA the caching allocator knows. On the CPU two figures are taken in runs that are not timed. ``allocated`` sums
 up the allocations and frees of torch's allocator as its profiler records them: exact, but blind to what compiled code
 allocates by itself. ``resident`` is the growth of the process's peak resident set, which Linux resets on request:
-it sees everything, in pages, and therefore coarsely (a freed page that malloc keeps is handed back first).
+it sees everything, in pages, and therefore coarsely (a freed page that malloc keeps is handed back first). It is the
+lesser of two runs: what is set up once, as a thread's own memory, is no need of each run.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ def peak(prepare: Run, run: Run, device: torch.device) -> dict[str, int]:
         return _cuda_peak(prepare, run, device)
     highest, kept = _allocated_peak(prepare, run)
     found = {"allocated": highest - kept, "kept": kept}
-    resident = _resident_peak(prepare, run)
-    if resident is not None:
-        found["resident"] = max(0, resident - kept)
+    residents = [size for size in (_resident_peak(prepare, run), _resident_peak(prepare, run)) if size is not None]
+    if residents:
+        found["resident"] = max(0, min(residents) - kept)
     return found
 
 
