@@ -20,8 +20,8 @@ def chunk_rows(
 
     On the CPU a chunk is whole tiles, less than 5 % of the logits, and stays in the cache, unless that would be fewer
     than 90 rows of fp32, or 180 of 16 bits, whose products are twice as fast. A large chunk may take more than 5 %, and
-    has 288 rows of fp32, or 576, if that is what stays in the cache or more. On other devices it has 4,096 rows, or as
-    many as fit in 1/32 of the memory, but no fewer than 1,024.
+    has at least 288 rows of fp32, or 576, even if those do not stay in the cache. On other devices it has 4,096 rows,
+    or as many as fit in 1/32 of the memory, but no fewer than 1,024.
 
     Args:
         rows: of all logits.

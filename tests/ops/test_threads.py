@@ -15,6 +15,7 @@ PROGRAM = """
 import os
 import torch
 import pyseq.ops as ops
+from pyseq.ops.decoder_step import DecoderWeights, LayerWeights, StepCache, decoder_step
 from pyseq.ops.linear_top_candidates import linear_top_candidates
 from pyseq.ops.packed_linear import PackedLinear
 from pyseq.optim import FusedAdamW
@@ -31,6 +32,10 @@ parameter = torch.nn.Parameter(torch.randn(50_000))
 parameter.grad = torch.randn(50_000)
 optimizer = FusedAdamW([parameter])
 packed = PackedLinear.pack(torch.randn(400, 128), torch.randn(400))
+square, wide = (PackedLinear.pack(torch.randn(n, 64), torch.randn(n)) for n in (64, 192))
+norm = torch.ones(64), torch.zeros(64)
+layers = [LayerWeights(norm, wide, square, norm, square, square, None)]
+decoder = DecoderWeights(layers, None, 2, False, "relu", 1e-5)
 works = {
     "gemm": lambda: ops.gemm_(torch.empty(200, 128), rows, weight),
     "cross_entropy": lambda: ops.cross_entropy(leaf, target).backward(),
@@ -40,6 +45,7 @@ works = {
     "layer_norm": lambda: ops.layer_norm(leaf, gain, gain, residual=leaf, p=0.1).sum().backward(),
     "attention": lambda: ops.self_attention(torch.randn(50, 3, 2, 64), segments),
     "norm and adam": lambda: optimizer.step(max_norm=1.0),
+    "decoder_step": lambda: decoder_step(torch.randn(12, 64), decoder, StepCache(decoder, None, None, 12)),
     "linear_top_candidates": lambda: linear_top_candidates(rows, packed, 5, {}, 0),
 }
 with ops.backend("cpp"):
