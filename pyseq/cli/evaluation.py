@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pyseq import utils
+from pyseq.cli.compiling import compile_for_inference
 from pyseq.config.config import Config
 from pyseq.config.flags import literal_dict
 from pyseq.errors import ConfigError
@@ -31,7 +32,7 @@ def load_models(cfg: Config, task: Any, device: torch.device) -> tuple[list[Any]
     """The ensemble that --path names, ready for inference, and the options of its first checkpoint.
 
     Raises:
-        ConfigError: no --path, or --model-overrides is no dict or has an unknown option.
+        ConfigError: no --path, --model-overrides is no dict or has an unknown option, or --compile has no compiler.
         CheckpointError: a checkpoint is missing, damaged, or does not fit the task.
     """
     if not cfg.common_eval.path:
@@ -56,6 +57,8 @@ def load_models(cfg: Config, task: Any, device: torch.device) -> tuple[list[Any]
             model.to(torch.bfloat16)
         model.to(device)
         model.prepare_for_inference_(cfg)
+    if cfg.common.compile:
+        compile_for_inference(models)
     parameters = utils.count_parameters(p for model in models for p in model.parameters())
     logger.info("%d model(s), %s parameters, %s on %s", len(models), f"{parameters:,}", dtype_name(models[0]), device)
     return models, saved

@@ -124,15 +124,16 @@ def make_workers(
     """
     count = cfg.generation.num_generation_workers
     draws = cfg.generation.retain_dropout  # one stream of random numbers, in the order of the batches
-    if count < 0 or (count > 1 and (draws or device.type != "cpu")):
+    alone = draws or cfg.common.compile or device.type != "cpu"  # what is compiled counts on a number of threads
+    if count < 0 or (count > 1 and alone):
         raise ConfigError(
-            f"--num-generation-workers {count}: it must not be negative, and with --retain-dropout or on a GPU only 1 "
-            "is possible"
+            f"--num-generation-workers {count}: it must not be negative, and with --retain-dropout, with --compile or "
+            "on a GPU only 1 is possible"
         )
     if count == 0:
         count = torch.get_num_threads()
         alike = type(task).inference_step is Task.inference_step  # what another one keeps in the task is not known
-        if draws or device.type != "cpu" or not alike or batches < 2 * count:
+        if alone or not alike or batches < 2 * count:
             count = 1
     if count > 1:
         logger.info("%d batches at a time, each on one thread", count)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 
 import torch
 
 from pyseq import metrics, utils
+from pyseq.cli.compiling import ADVICE, compile_for_training, has_compiler
 from pyseq.cli.options import read_options
 from pyseq.cli.run import EXIT_SIGNAL, run
 from pyseq.config.config import Config
@@ -79,10 +78,10 @@ def check(cfg: Config) -> None:
         problems.append("--update-freq must be at least 1")
     if not cfg.optimization.lr:
         problems.append("--lr is empty")
-    if cfg.optimization.compile and cfg.dataset.packed:
+    if cfg.common.compile and cfg.dataset.packed:
         problems.append("--packed leaves out padding, which a model under --compile computes: use one of them")
-    if cfg.optimization.compile and shutil.which(shlex.split(os.environ.get("CXX") or "g++")[0]) is None:
-        problems.append("--compile needs a C++ compiler, and there is none: install g++, or name one in CXX")
+    if cfg.common.compile and not has_compiler():
+        problems.append(ADVICE)
     if problems:
         raise ConfigError("; ".join(problems))
     if not cfg.checkpoint.no_save:
@@ -109,8 +108,8 @@ def build(cfg: Config) -> Trainer:
     model = task.build_model(cfg.model)
     if cfg.dataset.packed:
         pack(model)
-    if cfg.optimization.compile:
-        model.compile(dynamic=True)  # in place: names of parameters stay
+    if cfg.common.compile:
+        compile_for_training(model)
     criterion = task.build_criterion(cfg.criterion)
     if not cfg.dataset.disable_validation:
         if not (cfg.dataset.combine_valid_subsets or cfg.dataset.ignore_unused_valid_subsets):
@@ -145,7 +144,7 @@ def tell(cfg: Config, trainer: Trainer) -> None:
         why = "--cpu" if cfg.common.cpu else "no CUDA device was found"
         device = f"cpu, {torch.get_num_threads()} threads ({why})"
     logger.info("device: %s; %d process(es)", device, distributed.world_size())
-    if cfg.optimization.compile:
+    if cfg.common.compile:
         logger.info("compile: the first batch, and the first of a validation, may take minutes")
     logger.info("dtype: %s (%s)", str(trainer.precision.dtype).removeprefix("torch."), trainer.precision.reason)
     frequency = cfg.optimization.update_freq[0] * distributed.world_size()

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from pyseq import metrics, utils
+from pyseq.cli.compiling import compile_for_inference
 from pyseq.cli.options import read_options
 from pyseq.cli.run import run
 from pyseq.config.flags import literal_dict
@@ -58,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     model.to(device).eval()
     if cfg.common.bf16:
         model.bfloat16()
+    if cfg.common.compile:
+        compile_for_inference([model])
     for subset in cfg.dataset.valid_subset.split(","):
         task.load_dataset(subset, combine=bool(cfg.dataset.combine_valid_subsets), epoch=1)
         progress = progress_bar(

@@ -66,6 +66,9 @@ class CommonConfig(ConfigGroup):
     seed: int = opt(1, "seed of every random draw: batch order, initial weights, dropout")
     cpu: bool = opt(False, "train on the CPU even if a GPU is there")
     bf16: bool = opt(False, "bfloat16 parameters and arithmetic with fp32 master weights; CPU and GPU")
+    compile: bool = opt(
+        False, "run the model through torch.compile, once for batches of all shapes; padding is computed then"
+    )
     user_dir: str | None = opt(None, "a Python package (or file) with your plug-ins, imported before anything is built")
     profile: bool = opt(
         False, "write a trace of a few updates to --save-dir, and print where the time went, by part and by operator"
@@ -151,9 +154,6 @@ class OptimizationConfig(ConfigGroup):
     lr: list[float] = opt([0.25], "learning rate; a list gives one value an epoch where the schedule takes one")
     stop_min_lr: float = opt(-1.0, "stop when the learning rate falls to this")
     skip_remainder_batch: bool = opt(False, "drop an epoch's last group if it has fewer than --update-freq batches")
-    compile: bool = opt(
-        False, "run the model through torch.compile, once for batches of all shapes; padding is computed then"
-    )
 
 
 @dataclass

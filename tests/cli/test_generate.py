@@ -135,20 +135,47 @@ def test_workers_print_the_same(make_checkpoint, tiny_data, capsys):
     argv = [str(tiny_data), "--path", make_checkpoint(), "--beam", "4", "--batch-size", "3"]
     outputs = [run(capsys, *argv, "--num-generation-workers", number) for number in ("1", "2", "5")]
     for lines in outputs[1:]:
-        assert [line.split("\t")[0] for line in lines] == [line.split("\t")[0] for line in outputs[0]]
-        assert [line.split("\t")[-1] for line in lines if line[0] in "DTS"] == [
-            line.split("\t")[-1] for line in outputs[0] if line[0] in "DTS"
-        ]
-        for kind in "HP":
-            scores = [[float(score) for score in fields[0][0].split()] for fields in entries(lines, kind).values()]
-            others = [[float(s) for s in fields[0][0].split()] for fields in entries(outputs[0], kind).values()]
-            assert all(one == pytest.approx(other, abs=2e-4) for one, other in zip(scores, others, strict=True))
-    assert lines[-1] == outputs[0][-1]
+        assert_same(lines, outputs[0])
 
 
-def test_workers_take_no_turns_at_one_stream_of_random_numbers(make_checkpoint, tiny_data, capsys):
+@pytest.mark.parametrize("flag", ["--retain-dropout", "--compile"])
+def test_what_one_worker_alone_can_do_is_told_apart(make_checkpoint, tiny_data, capsys, flag):
     with pytest.raises(ConfigError, match="--num-generation-workers 2"):
-        run(capsys, str(tiny_data), "--path", make_checkpoint(), "--retain-dropout", "--num-generation-workers", "2")
+        run(capsys, str(tiny_data), "--path", make_checkpoint(), flag, "--num-generation-workers", "2")
+
+
+@pytest.mark.parametrize("flags", [["--beam", "4"], ["--score-reference"]], ids=["search", "scores"])
+def test_a_compiled_model_prints_the_same_from_one_graph(make_checkpoint, tiny_data, capsys, monkeypatch, flags):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module, **how: compile_module(module, backend=backend, fullgraph=True, **how)
+    )
+    torch._dynamo.reset()
+    argv = [str(tiny_data), "--path", make_checkpoint(), "--batch-size", "4", *flags]
+    expected = run(capsys, *argv)
+    assert not graphs
+    assert_same(run(capsys, *argv, "--compile"), expected)
+    assert len(graphs) == 1
+
+
+def assert_same(lines: list[str], expected: list[str]) -> None:
+    """The same sentences, hypotheses and statistics, and scores that agree within rounding."""
+    assert [line.split("\t")[0] for line in lines] == [line.split("\t")[0] for line in expected]
+    texts = [[line.split("\t")[-1] for line in some if line[0] in "DTS"] for some in (lines, expected)]
+    assert texts[0] == texts[1]
+    for kind in "HP":
+        scores, others = (
+            [[float(score) for score in fields[0][0].split()] for fields in entries(some, kind).values()]
+            for some in (lines, expected)
+        )
+        assert all(one == pytest.approx(other, abs=2e-4) for one, other in zip(scores, others, strict=True))
+    assert lines[-1] == expected[-1]
 
 
 def test_shards_share_the_sentences(make_checkpoint, tiny_data, capsys):
