@@ -130,6 +130,7 @@ void step(uintptr_t layers, int64_t layer_count, int64_t dim, int64_t heads, int
                            pointer<const int64_t>(step_rows, 8, positions, "step_rows"),
                            pointer<const int32_t>(ancestors, 4, rows * positions, "ancestors"),
                            pointer<const float>(source, 4, source_tokens * layer_count * 2 * dim, "source"),
+                           source_tokens,
                            pointer<const int64_t>(source_begin, 8, sentences, "source_begin"),
                            pointer<const int32_t>(sentence, 4, sentences > 0 ? rows : 0, "sentence")};
   check_cache(cache, rows);

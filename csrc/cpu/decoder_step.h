@@ -48,7 +48,8 @@ struct DecoderCache {
   const int64_t* step_rows;     // [positions]
   const int32_t* ancestors;     // [rows, positions]: the row of each step that a hypothesis descends from, or -1 where it
                                 // has padding, which is not attended to
-  const float* source;          // [source tokens, layers, 2 dim], or null
+  const float* source;          // [layers, source tokens, 2 dim], or null
+  int64_t source_tokens;
   const int64_t* source_begin;  // [sentences + 1]
   const int32_t* sentence;      // [rows]
 };

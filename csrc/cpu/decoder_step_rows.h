@@ -77,14 +77,14 @@ class DecoderBlock {
   void attend_to_source(const DecoderLayer& layer, int64_t number, float* x) {
     const float* input = begin_block(layer.cross_norm, x);
     multiply(input, layer.cross_query, wide_.data(), width_);
-    const int64_t stride = decoder_.layer_count * 2 * dim_;
+    const float* source = cache_.source + number * cache_.source_tokens * 2 * dim_;
     for (int64_t r = 0; r < rows_; ++r) {
       const int64_t sentence = cache_.sentence[begin_ + r];
       const int64_t first = cache_.source_begin[sentence];
       const int64_t count = cache_.source_begin[sentence + 1] - first;
       reserve(count);
       for (int64_t i = 0; i < count; ++i) {
-        keys_[static_cast<size_t>(i)] = cache_.source + (first + i) * stride + number * 2 * dim_;
+        keys_[static_cast<size_t>(i)] = source + (first + i) * 2 * dim_;
       }
       attend_over(count, wide_.data() + r * width_, r);
     }

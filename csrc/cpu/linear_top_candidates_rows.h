@@ -14,6 +14,8 @@ namespace pyseq {
 namespace PYSEQ_ISA {
 
 static constexpr float infinity = std::numeric_limits<float>::infinity();
+static constexpr int unroll = 4;  // independent sums, for the latency of addition
+static constexpr int64_t stride = unroll * Vec::width;
 // Logits of a block of rows and a block of panels stay in the second-level cache, the rows of x beside them.
 static constexpr int64_t block_rows = 10 * 12;
 static constexpr int64_t block_panels = 24;
@@ -24,37 +26,39 @@ struct RowSum {
   float largest = -infinity;
   double sum = 0.0;  // of exp(logit - largest)
 
-  // `logits` [count] is followed by -inf up to a whole vector.
+  // The largest of the logits, nan apart. `logits` [count] is followed by -inf up to a whole number of strides.
   float add(const float* logits, int64_t count) {
-    Vec most(-infinity);
-    for (int64_t i = 0; i < count; i += Vec::width) {
-      most = larger(most, load(logits + i));
+    Vec most[unroll] = {Vec(-infinity), Vec(-infinity), Vec(-infinity), Vec(-infinity)};
+    for (int64_t i = 0; i < count; i += stride) {
+      for (int u = 0; u < unroll; ++u) {
+        most[u] = max(load(logits + i + u * Vec::width), most[u]);
+      }
     }
-    float lanes[Vec::width];
-    store(lanes, most);
-    float block = -infinity;
-    for (const float lane : lanes) {
-      block = lane > block || lane != lane ? lane : block;
-    }
+    const float block = reduce_max(max(max(most[0], most[1]), max(most[2], most[3])));
     const float before = largest;
-    if (block > largest || block != block) {
-      largest = block;
+    largest = std::max(before, block);
+    if (largest == infinity) {
+      return block;
     }
-    if (largest == -infinity || !(largest < infinity)) {
-      return block;  // log_sum_exp is `largest` itself, be it -inf, inf or nan
+    const Vec center(largest == -infinity ? 0.0f : largest);  // -inf less itself would be nan
+    Vec sums[unroll] = {Vec(0.0f), Vec(0.0f), Vec(0.0f), Vec(0.0f)};
+    for (int64_t i = 0; i < count; i += stride) {
+      for (int u = 0; u < unroll; ++u) {
+        sums[u] = sums[u] + exp_nonpositive(load(logits + i + u * Vec::width) - center);
+      }
     }
-    Vec sums(0.0f);
-    const Vec center(largest);
-    for (int64_t i = 0; i < count; i += Vec::width) {
-      sums = sums + exp_nonpositive(load(logits + i) - center);
+    if (before != largest) {
+      sum *= std::exp(static_cast<double>(before) - static_cast<double>(largest));
     }
-    sum = sum * std::exp(static_cast<double>(before) - static_cast<double>(largest)) + reduce_add(sums);
+    sum += reduce_add((sums[0] + sums[1]) + (sums[2] + sums[3]));
     return block;
   }
 
   float log_sum_exp() const {
-    const bool finite = largest > -infinity && largest < infinity;
-    return finite ? static_cast<float>(static_cast<double>(largest) + std::log(sum)) : largest;
+    if (largest == infinity || sum == 0.0) {
+      return largest;
+    }
+    return static_cast<float>(static_cast<double>(largest) + std::log(sum));
   }
 };
 
@@ -96,7 +100,7 @@ struct Best {
 };
 
 static void add_block(const Candidates& job, int64_t row, int64_t first, int64_t length, float* logits, RowSum* sum) {
-  std::fill(logits + length, logits + (length + Vec::width - 1) / Vec::width * Vec::width, -infinity);
+  std::fill(logits + length, logits + (length + stride - 1) / stride * stride, -infinity);
   const float largest = sum->add(logits, length);
   Best best{job.values + row * job.count, job.columns + row * job.count, job.count};
   const int64_t* adjusted = std::lower_bound(job.adjusted, job.adjusted + job.adjustments, first);

@@ -65,6 +65,18 @@ static inline float reduce_add(Vec a) {
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
+
+// out[i] = the sum of the lanes of rows[i].
+static inline void reduce_add(const Vec (&rows)[4], float* out) {
+  __m256 pairs[2];  // in each group of four lanes: of one row, of the next, of one row, of the next
+  for (int i = 0; i < 2; ++i) {
+    const __m256 a = rows[2 * i].lanes, b = rows[2 * i + 1].lanes;
+    pairs[i] = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+  }
+  const __m256 groups =
+      _mm256_add_ps(_mm256_shuffle_ps(pairs[0], pairs[1], 0x44), _mm256_shuffle_ps(pairs[0], pairs[1], 0xEE));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(groups), _mm256_extractf128_ps(groups, 1)));
+}
 static inline bool any_equal(Vec a, Vec b) {
   return _mm256_movemask_ps(_mm256_cmp_ps(a.lanes, b.lanes, _CMP_EQ_OQ)) != 0;
 }

@@ -61,6 +61,19 @@ struct SquareSum {
 
 static inline float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.lanes); }
 static inline float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.lanes); }
+
+// out[i] = the sum of the lanes of rows[i].
+static inline void reduce_add(const Vec (&rows)[4], float* out) {
+  __m512 pairs[2];  // in each group of four lanes: of one row, of the next, of one row, of the next
+  for (int i = 0; i < 2; ++i) {
+    const __m512 a = rows[2 * i].lanes, b = rows[2 * i + 1].lanes;
+    pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  }
+  const __m512 groups =
+      _mm512_add_ps(_mm512_shuffle_ps(pairs[0], pairs[1], 0x44), _mm512_shuffle_ps(pairs[0], pairs[1], 0xEE));
+  const __m256 two = _mm256_add_ps(_mm512_castps512_ps256(groups), _mm512_extractf32x8_ps(groups, 1));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(two), _mm256_extractf128_ps(two, 1)));
+}
 static inline bool any_equal(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.lanes, b.lanes, _CMP_EQ_OQ) != 0; }
 
 static inline bool any_above(Vec a, float bound) {

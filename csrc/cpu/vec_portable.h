@@ -61,6 +61,13 @@ static inline float reduce_max(Vec a) {
   return low > high ? low : high;
 }
 static inline float reduce_add(Vec a) { return (a.lanes[0] + a.lanes[1]) + (a.lanes[2] + a.lanes[3]); }
+
+// out[i] = the sum of the lanes of rows[i].
+static inline void reduce_add(const Vec (&rows)[4], float* out) {
+  for (int i = 0; i < 4; ++i) {
+    out[i] = reduce_add(rows[i]);
+  }
+}
 static inline bool any_equal(Vec a, Vec b) {
   const Int4 equal = a.lanes == b.lanes;
   return (equal[0] | equal[1] | equal[2] | equal[3]) != 0;

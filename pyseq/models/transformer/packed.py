@@ -24,18 +24,20 @@ def can_pack(model: nn.Module, *parts: Any) -> bool:
 
 
 def packs(model: BaseModel, tokens: Tensor) -> bool:
-    """Whether a forward pass over ``tokens`` [B x T] should leave padding out.
-
-    On the CPU packing is faster wherever attention has a kernel. On a GPU, where that has not been measured, it is on
-    request.
-    """
+    """Whether a forward pass over ``tokens`` [B x T] should leave padding out: on request, or where it is faster."""
     wanted = model.pack_sequences
     if wanted is False or torch.compiler.is_compiling():
         return False
-    dtype = next(model.parameters()).dtype
-    if wanted is None and (tokens.device.type != "cpu" or dispatch.choose("attention", "cpu", dtype) == "torch"):
-        return False
-    return model.can_pack()
+    return bool(wanted or is_faster(model, tokens)) and model.can_pack()
+
+
+def is_faster(module: nn.Module, tokens: Tensor) -> bool:
+    """Whether a pass of ``module`` over ``tokens`` is known to be faster without padding.
+
+    It is on the CPU, wherever attention has a kernel. On a GPU that has not been measured.
+    """
+    dtype = next(module.parameters()).dtype
+    return tokens.device.type == "cpu" and dispatch.choose("attention", "cpu", dtype) != "torch"
 
 
 def unpacked(

@@ -6,6 +6,7 @@ Sizes: B sentences, S source positions, C = encoder embedding dimension.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from pyseq.models.encoder import Encoder
 from pyseq.models.transformer.common import drop_idle_mask, layer_list
+from pyseq.models.transformer.packed import can_pack, is_faster
 from pyseq.modules import Dropout, LayerNorm, PositionalEmbedding, TransformerEncoderLayer, checkpoint_activations
 from pyseq.modules.packing import PackedMask, Packing
 from pyseq.modules.transformer_config import TransformerConfig
@@ -131,14 +133,30 @@ class TransformerEncoder(Encoder):
                 states.append(x)
         if self.layer_norm is not None:
             x = self.layer_norm(x)
+        return self._output(x, padding_mask, embedding, states)
+
+    @staticmethod
+    def _output(x: Tensor, padding_mask: Tensor, embedding: Tensor, states: Sequence[Tensor] = ()) -> EncoderOut:
         return {
             "encoder_out": [x],
             "encoder_padding_mask": [padding_mask],
             "encoder_embedding": [embedding],
-            "encoder_states": states,
+            "encoder_states": list(states),
             "src_tokens": [],
             "src_lengths": [(~padding_mask).sum(dim=1, dtype=torch.int32).unsqueeze(1)],
         }
+
+    def forward_torchscript(self, net_input: dict[str, Any]) -> EncoderOut:
+        """The same as :meth:`forward` of a batch's ``net_input``, without padding where that is faster."""
+        tokens = net_input["src_tokens"]
+        plain = net_input.keys() <= {"src_tokens", "src_lengths", "prev_output_tokens"}
+        compiled = getattr(self, "_compiled_call_impl", None) is not None
+        if not plain or compiled or not is_faster(self, tokens) or not can_pack(self, self):
+            output: EncoderOut = super().forward_torchscript(net_input)
+            return output
+        source = Packing(tokens, self.padding_idx)
+        x = source.unpack(self.forward_packed(source)).transpose(0, 1)  # S x B x C
+        return self._output(x, tokens.eq(self.padding_idx), self.embed_scale * self.embed_tokens(tokens))
 
     def forward_packed(self, source: Packing) -> Tensor:
         """The output [N x 1 x C] for the N real tokens of a batch."""

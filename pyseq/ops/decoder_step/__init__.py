@@ -134,7 +134,7 @@ def _cpp(x: Tensor, weights: DecoderWeights, cache: StepCache) -> Tensor:
         positions,
         cache.ancestors.data_ptr(),
         0 if source is None else source.data_ptr(),
-        0 if source is None else source.size(0),
+        0 if source is None else source.size(1),
         cache.source_begin.data_ptr(),
         0 if source is None else cache.source_begin.numel() - 1,
         cache.sentence.data_ptr(),

@@ -61,7 +61,8 @@ class StepCache(DecoderCache):
     Attributes:
         steps: of each step so far [layers x rows of that step x 2 C].
         ancestors: [R x T] int32, the row of each step; NOWHERE where that position is padding.
-        source: [N x layers x 2 C] of the N source tokens, or None.
+        source: [layers x N x 2 C] of the N source tokens, or None. (The tokens of a layer lie side by side: a stride of
+            several layers is often a multiple of 4,096 bytes, and a processor keeps few such lines in its first cache.)
         source_begin: [B + 1] int64, the first of a sentence's source tokens.
         sentence: [R] int32, the sentence of each hypothesis.
     """
@@ -84,7 +85,12 @@ class StepCache(DecoderCache):
             assert encoder_out is not None
             tokens = encoder_out.transpose(0, 1)  # B x S x C
             kept = tokens.flatten(0, 1) if padding_mask is None else tokens[~padding_mask]  # N x C
-            self.source = F.linear(kept, *weights.source).view(-1, self.layers, self.width)
+            self.source = kept.new_empty(self.layers, len(kept), self.width)
+            weight, bias = weights.source
+            for layer, columns in enumerate(weight.split(self.width)):
+                torch.mm(kept, columns.t(), out=self.source[layer])
+            if bias is not None:
+                self.source += bias.view(self.layers, 1, self.width)
             lengths = torch.full((rows,), tokens.size(1)) if padding_mask is None else (~padding_mask).sum(1)
             torch.cumsum(lengths, 0, out=self.source_begin[1:])
 
@@ -112,7 +118,7 @@ class StepCache(DecoderCache):
         begin, lengths = self.source_begin[:-1][sentence], self.source_begin.diff()[sentence]
         place = torch.arange(int(lengths.max()) if lengths.numel() else 0)
         index = (begin.unsqueeze(1) + place).masked_fill(place >= lengths.unsqueeze(1), NOWHERE)
-        return Keys(self.source[:, layer], index.int(), _length(index))
+        return Keys(self.source[layer], index.int(), _length(index))
 
     def reorder(self, rows: Tensor) -> None:
         self.ancestors, self.sentence = self.ancestors[rows], self.sentence[rows]

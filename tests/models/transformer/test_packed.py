@@ -202,3 +202,37 @@ def test_a_moved_batch_is_packed_without_waiting_for_the_device(small_model: Any
     model.pack_sequences = True
     out, _ = model(**inputs)
     assert out.shape[:2] == here["prev_output_tokens"].shape and out.device.type == "meta"
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_an_encoder_alone_leaves_padding_out(
+    small_model: Any, padded: Any, monkeypatch: pytest.MonkeyPatch, left: bool
+) -> None:
+    """In generation, which calls encoder and decoder one by one."""
+    monkeypatch.setattr("pyseq.models.transformer.transformer_encoder.is_faster", lambda *args: True)
+    encoder = small_model().encoder
+    seen: list[torch.Size] = []
+    embed = encoder._embed
+    monkeypatch.setattr(
+        encoder, "_embed", lambda tokens, *a, **k: (seen.append(tokens.shape), embed(tokens, *a, **k))[1]
+    )
+    inputs = rows_of(padded, left)
+    real = inputs["src_tokens"].ne(PAD)
+    expected = encoder(inputs["src_tokens"])
+    found = encoder.forward_torchscript(inputs)
+    assert seen == [real.shape, (1, int(real.sum()))]
+    assert found.keys() == expected.keys()
+    torch.testing.assert_close(found["encoder_out"][0][real.t()], expected["encoder_out"][0][real.t()])
+    torch.testing.assert_close(found["encoder_embedding"][0][real], expected["encoder_embedding"][0][real])
+    for name in ("encoder_padding_mask", "src_lengths", "encoder_states", "src_tokens"):
+        assert all(map(torch.equal, found[name], expected[name])) and len(found[name]) == len(expected[name])
+
+    hook = encoder.layers[0].fc1.register_forward_hook(lambda *args: None)
+    encoder.forward_torchscript(inputs)
+    assert seen[2:] == [real.shape]
+    hook.remove()
+    encoder.forward_torchscript(inputs | {"return_all_hiddens": True})
+    assert seen[3:] == [real.shape]
+    encoder.compile(backend="eager")
+    encoder.forward_torchscript(inputs)
+    assert seen[4:] == [real.shape]
