@@ -3,6 +3,7 @@
 
 #include "cpu/bindings.h"
 #include "cpu/gemm.h"
+#include "cpu/outer_products.h"
 
 namespace py = pybind11;
 using namespace pyseq;
@@ -30,6 +31,18 @@ void multiply(int64_t rows, int64_t cols, int64_t depth, uintptr_t a, int64_t a_
        threads);
 }
 
+void add_outer_products(int64_t rows, int64_t a_cols, int64_t b_cols, uintptr_t a, int64_t a_row, uintptr_t b,
+                        int64_t b_row, uintptr_t c, int64_t c_row, bool accumulate, int threads) {
+  if (rows < 0 || a_cols < 0 || b_cols < 0 || (rows > 1 && (a_row < a_cols || b_row < b_cols)) ||
+      (a_cols > 1 && c_row < b_cols)) {
+    throw std::invalid_argument("sizes must not be negative, nor rows overlap");
+  }
+  outer_products({rows, a_cols, b_cols, pointer<const bf16>(a, 2, rows * a_cols, "a"), a_row,
+                  pointer<const bf16>(b, 2, rows * b_cols, "b"), b_row, pointer<float>(c, 4, a_cols * b_cols, "c"), c_row,
+                  accumulate},
+                 threads);
+}
+
 }  // namespace
 
 void bind_gemm(py::module_& m) {
@@ -40,4 +53,10 @@ void bind_gemm(py::module_& m) {
         py::arg("rows"), py::arg("cols"), py::arg("depth"), py::arg("a"), py::arg("a_row"), py::arg("a_col"),
         py::arg("b"), py::arg("b_row"), py::arg("b_col"), py::arg("c"), py::arg("c_row"), py::arg("accumulate"),
         py::arg("bias"), py::arg("relu"), py::arg("a_sums"), py::arg("threads"));
+  m.def("has_outer_products", &has_outer_products, "Whether outer_products can be used with isa().");
+  m.def("outer_products", &add_outer_products, py::call_guard<py::gil_scoped_release>(),
+        "c (+)= the transpose of a, times b: bf16 a [rows x a_cols] and b [rows x b_cols], fp32 c [a_cols x b_cols], all "
+        "without gaps within a row, whose distance is given in elements.",
+        py::arg("rows"), py::arg("a_cols"), py::arg("b_cols"), py::arg("a"), py::arg("a_row"), py::arg("b"),
+        py::arg("b_row"), py::arg("c"), py::arg("c_row"), py::arg("accumulate"), py::arg("threads"));
 }

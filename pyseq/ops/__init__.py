@@ -26,6 +26,7 @@ from pyseq.ops.linear_cross_entropy import (
     linear_cross_entropy_rows,
     linear_cross_entropy_sums,
 )
+from pyseq.ops.outer_products import outer_products_
 from pyseq.ops.remainder import join_master, split_master
 from pyseq.ops.segments import AdamPlan
 
@@ -55,6 +56,7 @@ __all__ = [
     "linear_cross_entropy_rows",
     "linear_cross_entropy_sums",
     "norm_from_squares",
+    "outer_products_",
     "report",
     "self_attention",
     "split_master",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 CPU_LEAST_CHUNKS = 26  # with the little else that a call allocates, less than 5 % of all logits
 CPU_LEAST_ROWS = 90  # of 4 bytes a logit: fewer leave the matrix products waiting for the weights
-CPU_LARGE_ROWS = 288  # from here on the weights are no longer what the products wait for
+CPU_LARGE_ROWS = 288  # of 4 bytes a logit: from here on the weights are no longer what the products wait for
+CPU_LARGE_ROWS_OF_16_BITS = 384
 CPU_TILE = 6  # rows that csrc/cpu/gemm_tiles.h multiplies at a time with AVX2; with AVX-512 twice as many
 CPU_CACHED_BYTES = 16 << 20  # what three products and the softmax between them find in the cache again
 GPU_LEAST_ROWS = 1024
@@ -20,7 +21,7 @@ def chunk_rows(
 
     On the CPU a chunk is whole tiles, less than 5 % of the logits, and stays in the cache, unless that would be fewer
     than 90 rows of fp32, or 180 of 16 bits, whose products are twice as fast. A large chunk may take more than 5 %, and
-    has at least 288 rows of fp32, or 576, even if those do not stay in the cache. On other devices it has 4,096 rows,
+    has at least 288 rows of fp32, or 384, even if those do not stay in the cache. On other devices it has 4,096 rows,
     or as many as fit in 1/32 of the memory, but no fewer than 1,024.
 
     Args:
@@ -36,7 +37,10 @@ def chunk_rows(
     row_bytes = max(classes * itemsize, 1)
     if device_type == "cpu":
         wanted = max(1 if large else CPU_LEAST_CHUNKS, _ceil_div(rows * row_bytes, CPU_CACHED_BYTES))
-        least = (CPU_LARGE_ROWS if large else CPU_LEAST_ROWS) * max(4 // itemsize, 1)
+        if large:
+            least = CPU_LARGE_ROWS_OF_16_BITS if itemsize == 2 else CPU_LARGE_ROWS
+        else:
+            least = CPU_LEAST_ROWS * max(4 // itemsize, 1)
         even = _ceil_div(rows, min(wanted, max(rows // least, 1)))
         if even == rows:
             return rows

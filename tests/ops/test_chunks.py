@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pyseq.ops.chunks import (
     CPU_CACHED_BYTES,
     CPU_LARGE_ROWS,
+    CPU_LARGE_ROWS_OF_16_BITS,
     CPU_LEAST_ROWS,
     CPU_TILE,
     GPU_LEAST_ROWS,
@@ -31,7 +32,7 @@ def test_a_chunk_on_the_cpu_is_a_small_share(rows: int, classes: int) -> None:
 )
 def test_a_large_chunk_stays_in_the_cache_if_that_is_no_small_one(rows: int, classes: int, itemsize: int) -> None:
     chunk = chunk_rows(rows, classes, itemsize, "cpu", large=True)
-    least = CPU_LARGE_ROWS * 4 // itemsize
+    least = CPU_LARGE_ROWS_OF_16_BITS if itemsize == 2 else CPU_LARGE_ROWS
     assert least <= chunk <= max(CPU_CACHED_BYTES // (classes * itemsize), 1.5 * least)
     assert chunk % CPU_TILE == 0 and chunk >= 2 * chunk_rows(rows, classes, itemsize, "cpu")
     assert rows % chunk == 0 or rows % chunk > 0.8 * chunk, (

@@ -34,10 +34,12 @@ optimizer = FusedAdamW([parameter])
 packed = PackedLinear.pack(torch.randn(400, 128), torch.randn(400))
 square, wide = (PackedLinear.pack(torch.randn(n, 64), torch.randn(n)) for n in (64, 192))
 norm = torch.ones(64), torch.zeros(64)
+some, pairs = torch.randn(300, 256).bfloat16(), ops.dispatch.required_core().has_outer_products()
 layers = [LayerWeights(norm, wide, square, norm, square, square, None)]
 decoder = DecoderWeights(layers, None, 2, False, "relu", 1e-5)
 works = {
     "gemm": lambda: ops.gemm_(torch.empty(200, 128), rows, weight),
+    "outer products": lambda: pairs and ops.outer_products_(torch.empty(200, 128), some[:, :200], some[:, :128]),
     "cross_entropy": lambda: ops.cross_entropy(leaf, target).backward(),
     "cross_entropy by row": lambda: ops.cross_entropy(leaf, target, reduction="none").sum().backward(),
     "linear_cross_entropy": lambda: ops.linear_cross_entropy(leaf, torch.randn(300, 256), target).backward(),

@@ -5,8 +5,9 @@ Where our own product pays (:func:`pyseq.ops.gemm.pays`) they are that. Elsewher
 product with 100 rows. So g W is left to oneDNN there, where torch has it, and so is h W^T where rows are wide enough to
 pay for the copy of its result, by blocks that stay in the cache; otherwise torch.mm gets blocks of W that do.
 
-The sum of g^T h over chunks is as fast as it should be, in place; where h and g have 16 bits and the sum has 32, torch
-does that in one operation on GPUs only.
+The sum of g^T h over chunks is as fast as it should be, in place. Where h and g have 16 bits and the sum has 32, torch
+does that in one operation on GPUs only. Our own (:mod:`pyseq.ops.outer_products`) does where the processor multiplies
+bf16; elsewhere products are rounded to 16 bits before they are added.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import functools
 import torch
 from torch import Tensor
 
-from pyseq.ops import dispatch
+from pyseq.ops import dispatch, outer_products
 from pyseq.ops.gemm import gemm_
 
 ONEDNN_MOST_ROWS = 512
@@ -66,6 +67,8 @@ def add_weight_gradient(total: Tensor, gradient: Tensor, chunk: Tensor, first: b
         gemm_(total, gradient.t(), chunk, accumulate=not first)
     elif total.dtype == gradient.dtype:
         torch.addmm(total, gradient.t(), chunk, beta=0.0 if first else 1.0, out=total)
+    elif _is_for_outer_products(total, gradient, chunk):
+        outer_products.outer_products_(total, gradient, chunk, accumulate=not first)
     elif gradient.is_cuda and _adds_to_fp32():
         torch.addmm(total, gradient.t(), chunk, out_dtype=total.dtype, beta=0.0 if first else 1.0, out=total)
     else:
@@ -84,6 +87,11 @@ def _add_blocks(total: Tensor, gradient: Tensor, chunk: Tensor, first: bool) -> 
 def _is_for_core(*tensors: Tensor) -> bool:
     fits = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
     return fits and dispatch.choose("linear", "cpu", torch.float32) == "cpp"
+
+
+def _is_for_outer_products(total: Tensor, *rows: Tensor) -> bool:
+    fits = total.dtype == torch.float32 and all(t.device.type == "cpu" and t.dtype == torch.bfloat16 for t in rows)
+    return fits and dispatch.choose("cross_entropy", "cpu", torch.bfloat16) == "cpp" and outer_products.pays()
 
 
 def _is_for_onednn(rows: Tensor) -> bool:
