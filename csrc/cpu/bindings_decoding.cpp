@@ -7,6 +7,7 @@
 #include "cpu/beam_step.h"
 #include "cpu/bindings.h"
 #include "cpu/decoder_step.h"
+#include "cpu/isa.h"
 #include "cpu/linear_top_candidates.h"
 
 namespace py = pybind11;
@@ -14,16 +15,19 @@ using namespace pyseq;
 
 namespace {
 
-PackedLinear packed(uintptr_t panels, uintptr_t bias, int64_t depth, int64_t columns, const char* name) {
-  PackedLinear result{nullptr, nullptr, depth, columns};
+PackedLinear packed(uintptr_t panels, uintptr_t bias, int64_t depth, int64_t columns, bool bf16, const char* name) {
+  if (bf16 && !has_bf16_products()) {
+    throw std::invalid_argument("weights in bf16, and the instruction set in use does not multiply them");
+  }
+  PackedLinear result{nullptr, nullptr, depth, columns, bf16};
   const int64_t count = result.panel_count() * panel_width;
-  result.panels = pointer<const float>(panels, 4, count * depth, name);
+  result.panels = pointer<const float>(panels, 4, count * result.words(), name);
   result.bias = bias == 0 ? nullptr : pointer<const float>(bias, 4, count, name);
   return result;
 }
 
 void top_candidates(uintptr_t x, int64_t rows, uintptr_t panels, uintptr_t bias, int64_t depth, int64_t columns,
-                    int64_t count, uintptr_t adjusted, uintptr_t adjustment, int64_t adjustments, int64_t filler,
+                    bool bf16, int64_t count, uintptr_t adjusted, uintptr_t adjustment, int64_t adjustments, int64_t filler,
                     uintptr_t values, uintptr_t tokens, uintptr_t log_sum_exp, int threads) {
   if (rows < 0 || depth < 1 || count < 1 || count > columns || adjustments < 0) {
     throw std::invalid_argument("sizes must not be negative, and the count of candidates from 1 to the columns");
@@ -34,7 +38,7 @@ void top_candidates(uintptr_t x, int64_t rows, uintptr_t panels, uintptr_t bias,
   }
   const Candidates job{pointer<const float>(x, 4, rows * depth, "x"),
                        rows,
-                       packed(panels, bias, depth, columns, "weights"),
+                       packed(panels, bias, depth, columns, bf16, "weights"),
                        count,
                        places,
                        pointer<const float>(adjustment, 4, adjustments, "adjustment"),
@@ -55,7 +59,7 @@ DecoderLayer layer_of(const int64_t* address, const Decoder& decoder) {
                 pointer<const float>(at[i + 1], 4, at[i + 1] ? dim : 0, "norm")};
   };
   const auto linear = [&](int i, int64_t depth, int64_t columns) {
-    return packed(at[i], at[i + 1], depth, columns, "weights of a layer");
+    return packed(at[i], at[i + 1], depth, columns, decoder.bf16, "weights of a layer");
   };
   DecoderLayer layer{};
   layer.self_norm = norm(0);
@@ -110,7 +114,7 @@ void check_sources(const DecoderCache& cache, int64_t rows, int64_t sentences, i
 }
 
 void step(uintptr_t layers, int64_t layer_count, int64_t dim, int64_t heads, int64_t inner, bool norm_first,
-          int activation, double eps, uintptr_t steps, uintptr_t step_rows, int64_t positions, uintptr_t ancestors,
+          int activation, double eps, bool bf16, uintptr_t steps, uintptr_t step_rows, int64_t positions, uintptr_t ancestors,
           uintptr_t source, int64_t source_tokens, uintptr_t source_begin, int64_t sentences, uintptr_t sentence,
           uintptr_t x, int64_t rows, int threads) {
   if (layer_count < 0 || dim < 1 || heads < 1 || dim % heads != 0 || inner < 1 || positions < 1 || rows < 0 ||
@@ -118,7 +122,7 @@ void step(uintptr_t layers, int64_t layer_count, int64_t dim, int64_t heads, int
     throw std::invalid_argument("sizes of the decoder do not fit together");
   }
   Decoder decoder{nullptr, layer_count, dim, heads, inner, norm_first, sentences > 0, static_cast<Activation>(activation),
-                  eps};
+                  eps, bf16};
   const auto* table = pointer<const int64_t>(layers, 8, layer_count * addresses_per_layer, "layers");
   std::vector<DecoderLayer> all;
   for (int64_t i = 0; i < layer_count; ++i) {
@@ -181,14 +185,16 @@ py::tuple next_beams(int64_t sentences, int64_t width, int64_t beam, int64_t cou
 void bind_decoding(py::module_& m) {
   const auto unlocked = py::call_guard<py::gil_scoped_release>();
   m.attr("panel_width") = panel_width;
-  m.def("linear_top_candidates", &top_candidates, unlocked, "See csrc/cpu/linear_top_candidates.h; all fp32 and int64.",
+  m.def("linear_top_candidates", &top_candidates, unlocked, 
+        "See csrc/cpu/linear_top_candidates.h; all fp32 and int64, weights perhaps bf16.",
         py::arg("x"), py::arg("rows"), py::arg("panels"), py::arg("bias"), py::arg("depth"), py::arg("columns"),
-        py::arg("count"), py::arg("adjusted"), py::arg("adjustment"), py::arg("adjustments"), py::arg("filler"),
+        py::arg("bf16"), py::arg("count"), py::arg("adjusted"), py::arg("adjustment"), py::arg("adjustments"), py::arg("filler"),
         py::arg("values"), py::arg("tokens"), py::arg("log_sum_exp"), py::arg("threads"));
   m.def("decoder_step", &step, unlocked,
-        "See csrc/cpu/decoder_step.h; all fp32. `layers` is a table of addresses, `sentences` 0 without a source.",
+        "See csrc/cpu/decoder_step.h; all fp32, weights perhaps bf16. `layers` is a table of addresses, `sentences` 0 without a source.",
         py::arg("layers"), py::arg("layer_count"), py::arg("dim"), py::arg("heads"), py::arg("inner"),
-        py::arg("norm_first"), py::arg("activation"), py::arg("eps"), py::arg("steps"), py::arg("step_rows"),
+        py::arg("norm_first"), py::arg("activation"), py::arg("eps"), py::arg("bf16"), py::arg("steps"),
+        py::arg("step_rows"),
         py::arg("positions"), py::arg("ancestors"), py::arg("source"), py::arg("source_tokens"),
         py::arg("source_begin"), py::arg("sentences"), py::arg("sentence"), py::arg("x"), py::arg("rows"),
         py::arg("threads"));

@@ -53,7 +53,6 @@ void bind_gemm(py::module_& m) {
         py::arg("rows"), py::arg("cols"), py::arg("depth"), py::arg("a"), py::arg("a_row"), py::arg("a_col"),
         py::arg("b"), py::arg("b_row"), py::arg("b_col"), py::arg("c"), py::arg("c_row"), py::arg("accumulate"),
         py::arg("bias"), py::arg("relu"), py::arg("a_sums"), py::arg("threads"));
-  m.def("has_outer_products", &has_outer_products, "Whether outer_products can be used with isa().");
   m.def("outer_products", &add_outer_products, py::call_guard<py::gil_scoped_release>(),
         "c (+)= the transpose of a, times b: bf16 a [rows x a_cols] and b [rows x b_cols], fp32 c [a_cols x b_cols], all "
         "without gaps within a row, whose distance is given in elements.",

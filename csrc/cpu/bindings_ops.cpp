@@ -55,6 +55,7 @@ void bind_ops(py::module_& m) {
   m.def("isa", [] { return name_of(current_isa()); }, "The instruction set in use.");
   m.def("isas", &isas, "The instruction sets that this processor can run, best first.");
   m.def("vendor", &vendor, "Who made this processor: amd, intel or other.");
+  m.def("has_bf16_products", &has_bf16_products, "Whether kernels of bf16 products can be used with isa().");
   m.def("use_isa", &use_isa, py::arg("name"), "Use one of isas() from now on.");
   bind_adam(m);
   bind_attention(m);

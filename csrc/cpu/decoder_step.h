@@ -39,6 +39,7 @@ struct Decoder {
   bool attends_to_source;
   Activation activation;
   double eps;  // of all norms
+  bool bf16;   // of the weights of all products
 };
 
 // Keys and values: each key [dim] is followed by its value [dim].
@@ -68,6 +69,9 @@ namespace avx2 {
 DecoderRows decoder_rows();
 }
 namespace avx512 {
+DecoderRows decoder_rows();
+}
+namespace avx512bf16 {
 DecoderRows decoder_rows();
 }
 

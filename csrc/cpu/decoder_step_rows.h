@@ -53,7 +53,7 @@ class DecoderBlock {
  private:
   void attend_to_prefix(const DecoderLayer& layer, int64_t number, float* x) {
     const float* input = begin_block(layer.self_norm, x);
-    multiply(input, layer.qkv, wide_.data(), width_);
+    multiply(input, dim_, layer.qkv, wide_.data(), width_);
     const int64_t last = cache_.positions - 1;
     for (int64_t r = 0; r < rows_; ++r) {
       float* kept = cache_.steps[last] + (number * cache_.step_rows[last] + begin_ + r) * 2 * dim_;
@@ -70,13 +70,13 @@ class DecoderBlock {
       }
       attend_over(count, wide_.data() + r * width_, r);
     }
-    multiply(attended_.data(), layer.self_out, narrow_.data(), padded(dim_));
+    multiply(attended_.data(), dim_, layer.self_out, narrow_.data(), padded(dim_));
     end_block(layer.self_norm, x);
   }
 
   void attend_to_source(const DecoderLayer& layer, int64_t number, float* x) {
     const float* input = begin_block(layer.cross_norm, x);
-    multiply(input, layer.cross_query, wide_.data(), width_);
+    multiply(input, dim_, layer.cross_query, wide_.data(), width_);
     const float* source = cache_.source + number * cache_.source_tokens * 2 * dim_;
     for (int64_t r = 0; r < rows_; ++r) {
       const int64_t sentence = cache_.sentence[begin_ + r];
@@ -88,18 +88,18 @@ class DecoderBlock {
       }
       attend_over(count, wide_.data() + r * width_, r);
     }
-    multiply(attended_.data(), layer.cross_out, narrow_.data(), padded(dim_));
+    multiply(attended_.data(), dim_, layer.cross_out, narrow_.data(), padded(dim_));
     end_block(layer.cross_norm, x);
   }
 
   void feed_forward(const DecoderLayer& layer, float* x) {
     const float* input = begin_block(layer.final_norm, x);
     const bool relu = decoder_.activation == Activation::relu;
-    multiply_panels(input, dim_, rows_, layer.fc1, 0, layer.fc1.panel_count(), wide_.data(), width_, relu);
+    multiply(input, dim_, layer.fc1, wide_.data(), width_, relu);
     for (int64_t r = 0; !relu && r < rows_; ++r) {
       gelu(wide_.data() + r * width_, decoder_.inner);
     }
-    multiply_panels(wide_.data(), width_, rows_, layer.fc2, 0, layer.fc2.panel_count(), narrow_.data(), padded(dim_));
+    multiply(wide_.data(), width_, layer.fc2, narrow_.data(), padded(dim_));
     end_block(layer.final_norm, x);
   }
 
@@ -129,8 +129,10 @@ class DecoderBlock {
         .forward(shape, {x, nullptr, decoder_.eps, y, nullptr, mean, mean + most_rows_}, 0, rows_, work_.data());
   }
 
-  void multiply(const float* x, const PackedLinear& weights, float* y, int64_t stride) {
-    multiply_panels(x, dim_, rows_, weights, 0, weights.panel_count(), y, stride);
+  void multiply(const float* x, int64_t stride, const PackedLinear& weights, float* y, int64_t y_stride,
+                bool relu = false) {
+    const Operand operand = operands_.of(x, stride, rows_, weights.depth);
+    multiply_panels(operand, rows_, weights, 0, weights.panel_count(), y, y_stride, relu);
   }
 
   void attend_over(int64_t count, const float* query, int64_t row) {
@@ -157,6 +159,7 @@ class DecoderBlock {
   const int64_t most_rows_, dim_, width_;
   std::vector<float> wide_, narrow_, attended_, normed_, statistics_, work_, scores_;
   std::vector<const float*> keys_;
+  Operands operands_;
   int64_t begin_ = 0, rows_ = 0;
 };
 

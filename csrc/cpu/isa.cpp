@@ -17,6 +17,21 @@ Isa best_isa() {
   return Isa::portable;
 }
 
+static std::atomic<Isa>& chosen_isa() {
+  static std::atomic<Isa> isa{best_isa()};
+  return isa;
+}
+
+Isa current_isa() { return chosen_isa().load(std::memory_order_relaxed); }
+
+bool has_bf16_products() {
+#if defined(PYSEQ_HAVE_AVX512BF16)
+  return current_isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 const char* vendor() {
 #if defined(__x86_64__)
   if (__builtin_cpu_is("amd")) {
@@ -28,13 +43,6 @@ const char* vendor() {
 #endif
   return "other";
 }
-
-static std::atomic<Isa>& chosen_isa() {
-  static std::atomic<Isa> isa{best_isa()};
-  return isa;
-}
-
-Isa current_isa() { return chosen_isa().load(std::memory_order_relaxed); }
 
 bool set_isa(Isa isa) {
   if (isa > best_isa()) {

@@ -68,5 +68,8 @@ LayerNormKernels layer_norm_kernels(DType dtype);
 namespace avx512 {
 LayerNormKernels layer_norm_kernels(DType dtype);
 }
+namespace avx512bf16 {
+using avx512::layer_norm_kernels;
+}
 
 }  // namespace pyseq

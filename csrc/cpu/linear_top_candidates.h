@@ -37,5 +37,8 @@ CandidateRows candidate_rows();
 namespace avx512 {
 CandidateRows candidate_rows();
 }
+namespace avx512bf16 {
+CandidateRows candidate_rows();
+}
 
 }  // namespace pyseq

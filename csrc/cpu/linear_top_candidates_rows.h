@@ -118,17 +118,18 @@ static void find_candidates(const Candidates& job, int64_t begin, int64_t end) {
   const int64_t most_rows = std::min(block_rows, end - begin);
   std::vector<float> logits(static_cast<size_t>(most_rows * block_columns));
   std::vector<RowSum> sums(static_cast<size_t>(most_rows));
-  const int64_t panels = job.weights.panel_count();
+  const int64_t panels = job.weights.panel_count(), depth = job.weights.depth;
+  Operands operands;
   for (int64_t top = begin; top < end; top += most_rows) {
     const int64_t rows = std::min(most_rows, end - top);
     std::fill(sums.begin(), sums.end(), RowSum());
     for (int64_t row = top; row < top + rows; ++row) {
       Best{job.values + row * job.count, job.columns + row * job.count, job.count}.clear(job.filler);
     }
+    const Operand x = operands.of(job.x + top * depth, depth, rows, depth);
     for (int64_t panel = 0; panel < panels; panel += block_panels) {
       const int64_t last = std::min(panels, panel + block_panels);
-      multiply_panels(job.x + top * job.weights.depth, job.weights.depth, rows, job.weights, panel, last, logits.data(),
-                      block_columns);
+      multiply_panels(x, rows, job.weights, panel, last, logits.data(), block_columns);
       const int64_t first = panel * panel_width;
       const int64_t length = std::min(job.weights.columns, last * panel_width) - first;
       for (int64_t r = 0; r < rows; ++r) {

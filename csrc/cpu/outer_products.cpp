@@ -26,16 +26,8 @@ void set_to_zero(const OuterProducts& p) {
 
 }  // namespace
 
-bool has_outer_products() {
-#if defined(PYSEQ_HAVE_AVX512BF16)
-  return current_isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
-#else
-  return false;
-#endif
-}
-
 void outer_products(const OuterProducts& problem, int threads) {
-  if (!has_outer_products()) {
+  if (!has_bf16_products()) {
     throw std::runtime_error("this processor, or the instruction set in use, has no products of bf16 numbers");
   }
 #if defined(PYSEQ_HAVE_AVX512BF16)

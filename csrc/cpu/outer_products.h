@@ -1,7 +1,6 @@
 // C = A^T B, or C += A^T B, of bf16 matrices in fp32: the gradient of a weight, which is summed over chunks of rows.
 //
-// Only for processors that multiply bf16 (AVX512_BF16). Their instruction rounds once for each product of a pair of
-// rows and takes subnormal numbers for 0. Each element of C is a sum in one order, whatever the number of threads.
+// Only where has_bf16_products (cpu/isa.h). Each element of C is a sum in one order, whatever the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -20,9 +19,6 @@ struct OuterProducts {
   int64_t c_stride;
   bool accumulate;  // C +=
 };
-
-// Whether this processor, with the instruction set in use, can do it.
-bool has_outer_products();
 
 // Throws std::runtime_error where it cannot.
 void outer_products(const OuterProducts& problem, int threads);

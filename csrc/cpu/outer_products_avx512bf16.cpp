@@ -9,8 +9,6 @@
 namespace pyseq {
 namespace avx512bf16 {
 
-using avx512::first;
-
 static constexpr int tile_rows = 14;
 static constexpr int tile_vectors = 2;
 static constexpr int tile_cols = tile_vectors * 16;

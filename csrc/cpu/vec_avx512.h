@@ -1,4 +1,4 @@
-// 16 lanes of AVX-512. See cpu/vec.h.
+// 16 lanes of AVX-512, with or without products of bf16. See cpu/vec.h.
 #pragma once
 
 // GCC 12 takes the deliberately undefined operands inside these intrinsics for mistakes (GCC bug 105593).
@@ -16,10 +16,14 @@
 
 #include "cpu/dtype.h"
 
+#if defined(__AVX512BF16__)
+#define PYSEQ_ISA avx512bf16
+#else
 #define PYSEQ_ISA avx512
+#endif
 
 namespace pyseq {
-namespace avx512 {
+namespace PYSEQ_ISA {
 
 struct Vec {
   static constexpr int width = 16;
@@ -229,5 +233,5 @@ static inline Vec keep_above(Vec a, const uint16_t* halves, int limit) {
   return _mm512_maskz_mov_ps(_mm512_cmpgt_epi32_mask(wide, _mm512_set1_epi32(limit)), a.lanes);
 }
 
-}  // namespace avx512
+}  // namespace PYSEQ_ISA
 }  // namespace pyseq

@@ -16,6 +16,7 @@ from pyseq.generation.normalization import is_plain_softmax, log_normalizer, pla
 from pyseq.models.incremental_decoder import IncrementalDecoder
 from pyseq.models.model import BaseModel
 from pyseq.ops import dispatch
+from pyseq.ops.decoder_step import CORE_DTYPES
 from pyseq.ops.linear_top_candidates import linear_top_candidates
 from pyseq.ops.packed_linear import PackedLinear, identity
 
@@ -129,7 +130,7 @@ class EnsembleModel(nn.Module):
         if self.models_size > 1 or not self.incremental or not isinstance(model, BaseModel):
             return None
         output = model.linear_output()
-        if output is None or output.weight.device.type != "cpu" or output.weight.dtype != torch.float32:
+        if output is None or output.weight.device.type != "cpu" or output.weight.dtype not in CORE_DTYPES:
             return None
         if dispatch.choose("linear_top_candidates", "cpu", torch.float32) == "torch" or not is_plain_softmax(model):
             return None
@@ -158,7 +159,8 @@ class EnsembleModel(nn.Module):
         """
         state = incremental_states[0]
         out = self.models[0].decoder(tokens, encoder_out=encoder_outs[0], incremental_state=state, features_only=True)
-        values, found, log_sum_exp = linear_top_candidates(out[0][:, -1], weights, count, adjustments, filler)
+        features = out[0][:, -1].float()
+        values, found, log_sum_exp = linear_top_candidates(features, weights, count, adjustments, filler)
         lprobs = (values - log_sum_exp.unsqueeze(1)).nan_to_num_(nan=-math.inf, neginf=-math.inf)
         return Shortlist(lprobs, found)
 

@@ -92,6 +92,12 @@ def required_core() -> ModuleType:
     return native
 
 
+def multiplies_bf16() -> bool:
+    """Whether the core has products of bf16 numbers for this processor."""
+    native = core()
+    return native is not None and bool(native.has_bf16_products())
+
+
 @functools.cache
 def torch_module() -> ModuleType | None:
     """``pyseq._torch``, or None where it was not built for exactly this torch: it relies on what is inside torch."""

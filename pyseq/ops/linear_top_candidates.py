@@ -81,6 +81,7 @@ def _cpp(x: Tensor, weights: PackedLinear, k: int, adjustments: dict[int, float]
         *weights.addresses(),
         weights.depth,
         weights.columns,
+        weights.bf16,
         k,
         adjusted.data_ptr(),
         added.data_ptr(),

@@ -17,11 +17,7 @@ def pays() -> bool:
 
     That is so on processors of AMD with AVX512_BF16. Those of Intel that have it have AMX, too, which torch uses.
     """
-    if not dispatch.status("cpp").available:
-        return False
-    core = dispatch.required_core()
-    there: bool = core.has_outer_products()
-    return there and core.vendor() == "amd"
+    return dispatch.multiplies_bf16() and bool(dispatch.required_core().vendor() == "amd")
 
 
 def outer_products_(out: Tensor, a: Tensor, b: Tensor, *, accumulate: bool = False) -> Tensor:

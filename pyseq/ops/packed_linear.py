@@ -8,31 +8,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyseq.ops import dispatch
+
 PANEL_WIDTH = 16  # as in csrc/cpu/packed_linear.h
 
 
 class PackedLinear(NamedTuple):
-    """``x @ weight.T + bias`` with N columns, in P panels of 16 columns, zeros past the last column. All fp32."""
+    """``x @ weight.T + bias`` with N columns, in P panels of 16 columns, zeros past the last column.
 
-    panels: Tensor  # P x depth x 16
-    bias: Tensor | None  # P * 16
+    In bf16, neighbours in a row of ``weight`` are pairs, with a zero after the last. x is fp32, rounded to bf16 for the
+    product, whose sums are fp32.
+    """
+
+    panels: Tensor  # P x depth x 16 fp32, or P x ceil(depth / 2) x 16 x 2 bf16
+    bias: Tensor | None  # P * 16, fp32
     columns: int
+    depth: int
 
     @classmethod
     def pack(cls, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
-        """Copies of ``weight`` [N x depth] and ``bias`` [N]."""
+        """Copies of ``weight`` [N x depth] and ``bias`` [N].
+
+        They are in fp32, but for a weight that is bf16 where the core multiplies that.
+        """
         columns, depth = weight.shape
         missing = -columns % PANEL_WIDTH
-        panels = F.pad(weight.detach().float(), (0, 0, 0, missing)).view(-1, PANEL_WIDTH, depth)
         kept = None if bias is None else F.pad(bias.detach().float(), (0, missing))
-        return cls(panels.transpose(1, 2).contiguous(), kept, columns)
+        if weight.dtype == torch.bfloat16 and dispatch.multiplies_bf16():
+            pairs = F.pad(weight.detach(), (0, depth % 2, 0, missing)).view(-1, PANEL_WIDTH, (depth + 1) // 2, 2)
+            return cls(pairs.transpose(1, 2).contiguous(), kept, columns, depth)
+        panels = F.pad(weight.detach().float(), (0, 0, 0, missing)).view(-1, PANEL_WIDTH, depth)
+        return cls(panels.transpose(1, 2).contiguous(), kept, columns, depth)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedLinear:
         return self  # nothing changes it
 
     @property
-    def depth(self) -> int:
-        return self.panels.size(1)
+    def bf16(self) -> bool:
+        return self.panels.dtype == torch.bfloat16
 
     def addresses(self) -> tuple[int, int]:
         """Where panels and bias lie; 0 for no bias."""
@@ -40,9 +53,10 @@ class PackedLinear(NamedTuple):
 
     def reference(self, x: Tensor) -> Tensor:
         """The product in plain torch, in the dtype of ``x`` [... x depth]."""
-        weight = self.panels.transpose(1, 2).flatten(0, 1)[: self.columns]
+        weight = self.panels.transpose(1, 2).flatten(0, 1).flatten(1)[: self.columns, : self.depth]
         bias = None if self.bias is None else self.bias[: self.columns].to(x.dtype)
-        return F.linear(x, weight.to(x.dtype), bias)
+        rounded = x.bfloat16().to(x.dtype) if self.bf16 else x
+        return F.linear(rounded, weight.to(x.dtype), bias)
 
 
 def identity(*tensors: Tensor | None) -> tuple[tuple[int, int], ...]:
@@ -55,4 +69,4 @@ def check_packed(packed: PackedLinear, x: Tensor) -> None:
     if x.dim() != 2 or x.size(1) != packed.depth:
         raise TypeError(f"x {tuple(x.shape)} does not fit weights for rows of {packed.depth} numbers")
     if x.dtype != torch.float32 or x.device != packed.panels.device:
-        raise TypeError(f"x ({x.dtype}, {x.device}) does not fit fp32 weights on {packed.panels.device}")
+        raise TypeError(f"x ({x.dtype}, {x.device}) must be fp32 on {packed.panels.device}, where the weights are")

@@ -12,6 +12,7 @@ from pyseq.generation import BeamSearch, SequenceGenerator
 from pyseq.generation.ensemble import EnsembleModel
 from pyseq.models import build_model
 from pyseq.ops import dispatch
+from support.backends import using_isa
 from support.generation import VOCAB, assert_as_by_layers, is_fast
 
 pytestmark = pytest.mark.skipif(not dispatch.status("cpp").available, reason=dispatch.status("cpp").detail)
@@ -129,7 +130,8 @@ def test_what_is_unusual_goes_through_the_layers(make_transformer, make_dictiona
     assert is_fast(model)
     assert not is_fast(make_transformer(scale_fc=True))
     assert not is_fast(make_transformer(cross_self_attention=True, no_cross_attention=True))
-    assert not is_fast(make_transformer().to(torch.bfloat16))
+    assert is_fast(make_transformer().to(torch.bfloat16))
+    assert not is_fast(make_transformer().to(torch.float16))
     with ops.backend("torch"):
         assert not is_fast(model)
         assert EnsembleModel([model]).output_weights() is None
@@ -153,13 +155,17 @@ def test_weights_that_change_are_read_again(make_transformer, make_dictionary, m
     assert [h["tokens"].tolist() for h in before[0]] != [h["tokens"].tolist() for h in after[0]]
 
 
-def test_bfloat16(make_transformer, make_dictionary, make_sample):
+@pytest.mark.parametrize("isa", ["", "avx2"])
+def test_bfloat16(isa, make_transformer, make_dictionary, make_sample):
     """Generation in bfloat16 finds hypotheses whose exact scores are near those that it gives them."""
     dictionary = make_dictionary(VOCAB)
     model = make_transformer(3)
     sample = make_sample(dictionary, [5, 7, 3])
     exact = make_transformer(3)
-    found = SequenceGenerator([model.to(torch.bfloat16)], dictionary, beam_size=3, max_len_b=10).generate(None, sample)
+    with using_isa(isa):
+        generator = SequenceGenerator([model.to(torch.bfloat16)], dictionary, beam_size=3, max_len_b=10)
+        assert generator.model.output_weights().bf16 is dispatch.multiplies_bf16()
+        found = generator.generate(None, sample)
     for source, hypotheses in zip(sample["net_input"]["src_tokens"], found, strict=True):
         tokens = hypotheses[0]["tokens"]
         previous = torch.cat([torch.tensor([dictionary.eos()]), tokens[:-1]]).unsqueeze(0)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyseq.ops import dispatch
 from pyseq.ops.decoder_step import (
     DecoderCache,
     DecoderWeights,
@@ -24,7 +25,7 @@ from pyseq.ops.decoder_step import (
 )
 from pyseq.ops.decoder_step.graph import GraphedSteps
 from pyseq.ops.packed_linear import PackedLinear
-from support.accuracy import assert_near, error
+from support.accuracy import assert_near, error, mean_error
 from support.backends import is_interpreted, running_on
 from support.graphs import Replays
 
@@ -35,10 +36,22 @@ EPS = 1e-5
 
 
 class Case:
-    """Random layers; ``rule`` is one of them in float64 for one hypothesis with its whole prefix."""
+    """Random layers; ``rule`` is one of them in float64 for one hypothesis with its whole prefix.
 
-    def __init__(self, dim: int, heads: int, inner: int, source: bool, norm_first: bool, activation: str) -> None:
-        self.generator = torch.Generator().manual_seed(dim + inner)
+    ``dtype`` is that of the weights of products.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        inner: int,
+        source: bool,
+        norm_first: bool,
+        activation: str,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.generator, self.dtype = torch.Generator().manual_seed(dim + inner), dtype
         self.dim, self.heads, self.norm_first, self.activation = dim, heads, norm_first, activation
         self.encoder_dim = dim + 3
         sizes = {"qkv": (3 * dim, dim), "out": (dim, dim), "fc1": (inner, dim), "fc2": (dim, inner)}
@@ -53,14 +66,18 @@ class Case:
         return torch.randn(*shape, generator=self.generator)
 
     def linear(self, columns: int, depth: int) -> tuple[Tensor, Tensor]:
-        return self.normal(columns, depth) * depth**-0.5, self.normal(columns) * 0.1
+        weight = self.normal(columns, depth) * depth**-0.5
+        return weight.to(self.dtype).float(), self.normal(columns) * 0.1
 
     def weights(self, cache: str = "steps", device: torch.device | str = "cpu") -> DecoderWeights:
         def there(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             return pair[0].to(device), pair[1].to(device)
 
         def linear(name: str) -> PackedLinear | PlainLinear:
-            return PackedLinear.pack(*layer[name]) if cache == "steps" else PlainLinear(*there(layer[name]))
+            weight, bias = layer[name]
+            return (
+                PackedLinear.pack(weight.to(self.dtype), bias) if cache == "steps" else PlainLinear(*there(layer[name]))
+            )
 
         layers, sources = [], []
         for layer in self.layers:
@@ -189,6 +206,20 @@ def test_as_whole_prefixes(case, backend):
     for one, plain, truth in zip(found, reference, exact, strict=True):
         assert error(plain, truth) < 1e-5
         assert_near(one, plain, truth, factor=3, ulps=4)
+
+
+@pytest.mark.parametrize("backend", ["torch steps", "cpp-avx512 steps", "cpp-avx2 steps"])
+@pytest.mark.parametrize("dim, inner", [(64, 96), (15, 7)])
+def test_weights_in_bf16(dim, inner, backend):
+    """What products read is rounded, and nothing else: the errors are those of torch with the same roundings."""
+    case = Case(dim, 1, inner, source=True, norm_first=True, activation="relu", dtype=torch.bfloat16)
+    with running_on(backend.split()[0]):
+        assert case.weights().bf16 is dispatch.multiplies_bf16()
+    found, exact = decode(case, backend)
+    reference = decode(case, "torch steps")[0]
+    for one, plain, truth in zip(found, reference, exact, strict=True):
+        assert mean_error(plain, truth) < 2**-8 * float(truth.abs().max())
+        assert_near(one, plain, truth, error=mean_error)
 
 
 def test_threads_change_no_bit():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pyseq.ops import dispatch
 from pyseq.ops.linear_top_candidates import TopCandidates, linear_top_candidates
 from pyseq.ops.packed_linear import PackedLinear
 from support.backends import running_on
@@ -61,6 +62,28 @@ def test_the_best_are_the_best(backend, rows, depth, columns, k, biased):
         found = linear_top_candidates(x, PackedLinear.pack(weight, kept), k)
     logits = exact(x, weight, kept)
     assert_best(found, logits, logits.logsumexp(1))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rows, depth, columns", [(1, 1, 16), (15, 33, 400), (130, 600, 1000)])
+def test_weights_in_bf16(backend, rows, depth, columns):
+    """Rows are rounded to bf16 for the product, if the core multiplies that; sums are fp32 in any case."""
+    x, weight, bias = some(rows, depth, columns)
+    weight = weight.bfloat16()
+    with running_on(backend):
+        packed = PackedLinear.pack(weight, bias)
+        assert packed.bf16 is dispatch.multiplies_bf16() and packed.depth == depth
+        found = linear_top_candidates(x, packed, 5)
+    logits = exact(x.bfloat16() if packed.bf16 else x, weight, bias)
+    assert_best(found, logits, logits.logsumexp(1))
+
+
+def test_weights_in_bf16_are_refused_where_they_cannot_be_multiplied():
+    if not dispatch.multiplies_bf16():
+        pytest.skip("the core has no products of bf16 numbers here")
+    packed = PackedLinear.pack(torch.zeros(16, 4).bfloat16())
+    with running_on("cpp-avx2"), pytest.raises(ValueError, match="does not multiply them"):
+        linear_top_candidates(torch.zeros(2, 4), packed, 3)
 
 
 @backends

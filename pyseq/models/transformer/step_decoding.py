@@ -56,8 +56,8 @@ class StepDecoding:
             self.cache = self._begin(x[0], encoder_out, source_padding)
         if self.graphs is not None and isinstance(self.cache, SlotCache) and self.cache.for_graphs:
             return self.graphs.step(x[0], self.weights, self.cache, padding).unsqueeze(0)
-        newest = x[0].clone() if self.weights.packed else x[0]  # the core overwrites it
-        return decoder_step(newest, self.weights, self.cache, padding).unsqueeze(0)
+        newest = x[0].to(torch.float32, copy=True) if self.weights.packed else x[0]  # the core overwrites it
+        return decoder_step(newest, self.weights, self.cache, padding).to(x.dtype).unsqueeze(0)
 
     def _begin(self, x: Tensor, encoder_out: Tensor | None, source_padding: Tensor | None) -> DecoderCache:
         if encoder_out is None and self.weights.source is not None:
@@ -173,15 +173,19 @@ def _layer_weights(layer: Any, linear: Callable[..., Any]) -> LayerWeights:
     def of(module: Any) -> Any:
         return linear(*stacked([module]))
 
+    def norm(module: Any) -> Norm:
+        weight, bias = (None if t is None else t.detach() for t in (module.weight, module.bias))
+        return (weight, bias) if linear is PlainLinear else (_fp32(weight), _fp32(bias))
+
     attention, source = layer.self_attn, None
     if layer.encoder_attn is not None:
         cross = layer.encoder_attn
-        source = SourceWeights(_norm(layer.encoder_attn_layer_norm), of(cross.q_proj), of(cross.out_proj))
+        source = SourceWeights(norm(layer.encoder_attn_layer_norm), of(cross.q_proj), of(cross.out_proj))
     return LayerWeights(
-        self_norm=_norm(layer.self_attn_layer_norm),
+        self_norm=norm(layer.self_attn_layer_norm),
         qkv=linear(*stacked([attention.q_proj, attention.k_proj, attention.v_proj])),
         self_out=of(attention.out_proj),
-        final_norm=_norm(layer.final_layer_norm),
+        final_norm=norm(layer.final_layer_norm),
         fc1=of(layer.fc1),
         fc2=of(layer.fc2),
         source=source,
@@ -197,6 +201,5 @@ def stacked(linears: list[Any]) -> tuple[Tensor, Tensor | None]:
     return torch.cat(weights), torch.cat(biases) if biases else None
 
 
-def _norm(norm: Any) -> Norm:
-    weight, bias = norm.weight, norm.bias
-    return None if weight is None else weight.detach(), None if bias is None else bias.detach()
+def _fp32(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.float()

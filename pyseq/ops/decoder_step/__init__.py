@@ -26,6 +26,7 @@ from pyseq.ops.decoder_step.weights import (
 
 __all__ = [
     "ACTIVATIONS",
+    "CORE_DTYPES",
     "DecoderCache",
     "DecoderWeights",
     "LayerWeights",
@@ -39,7 +40,9 @@ __all__ = [
 ]
 
 # What a back end lacks is left to the model's layers, in torch.
-dispatch.register_operation("decoder_step", cpp=frozenset({torch.float32}), triton=dispatch.KERNEL_DTYPES, library=True)
+# The core takes the weights of a model in bf16, and computes with them in fp32 what is not a product.
+CORE_DTYPES = frozenset({torch.float32, torch.bfloat16})
+dispatch.register_operation("decoder_step", cpp=CORE_DTYPES, triton=dispatch.KERNEL_DTYPES, library=True)
 
 Attend = Callable[[Tensor, Keys, int], Tensor]  # queries, keys and heads to what the queries get [R x C]
 
@@ -129,6 +132,7 @@ def _cpp(x: Tensor, weights: DecoderWeights, cache: StepCache) -> Tensor:
         weights.norm_first,
         ACTIVATIONS[weights.activation],
         weights.eps,
+        weights.bf16,
         addresses.buffer_info()[0],
         step_rows.buffer_info()[0],
         positions,

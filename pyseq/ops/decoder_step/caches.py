@@ -56,7 +56,7 @@ class DecoderCache:
 
 
 class StepCache(DecoderCache):
-    """A block of memory for each step, and the source without padding: for the core, on the CPU in fp32.
+    """A block of memory for each step, and the source without padding: for the core, on the CPU, all in fp32.
 
     Attributes:
         steps: of each step so far [layers x rows of that step x 2 C].
@@ -85,12 +85,11 @@ class StepCache(DecoderCache):
             assert encoder_out is not None
             tokens = encoder_out.transpose(0, 1)  # B x S x C
             kept = tokens.flatten(0, 1) if padding_mask is None else tokens[~padding_mask]  # N x C
-            self.source = kept.new_empty(self.layers, len(kept), self.width)
-            weight, bias = weights.source
-            for layer, columns in enumerate(weight.split(self.width)):
-                torch.mm(kept, columns.t(), out=self.source[layer])
-            if bias is not None:
-                self.source += bias.view(self.layers, 1, self.width)
+            self.source = torch.empty(self.layers, len(kept), self.width)
+            weight, bias = (None if t is None else t.unflatten(0, (self.layers, self.width)) for t in weights.source)
+            assert weight is not None
+            for layer in range(self.layers):
+                self.source[layer] = F.linear(kept, weight[layer], None if bias is None else bias[layer])
             lengths = torch.full((rows,), tokens.size(1)) if padding_mask is None else (~padding_mask).sum(1)
             torch.cumsum(lengths, 0, out=self.source_begin[1:])
 

@@ -50,7 +50,7 @@ class SourceWeights(NamedTuple):
 
 
 class LayerWeights(NamedTuple):
-    """A layer: packed fp32 for the core, plain for the others."""
+    """A layer: packed for the core, with norms in fp32; plain for the others."""
 
     self_norm: Norm
     qkv: Linear  # C to 3 C: query, key, value
@@ -115,3 +115,9 @@ class DecoderWeights:
     def packed(self) -> bool:
         """Whether they are in the core's form."""
         return isinstance(self.layers[0].qkv, PackedLinear)
+
+    @property
+    def bf16(self) -> bool:
+        """Whether they are in the core's form, products in bf16."""
+        qkv = self.layers[0].qkv
+        return isinstance(qkv, PackedLinear) and qkv.bf16

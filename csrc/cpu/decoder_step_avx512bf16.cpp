@@ -1,0 +1,1 @@
+#include "cpu/decoder_step_rows.h"

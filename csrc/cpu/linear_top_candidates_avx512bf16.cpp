@@ -1,0 +1,1 @@
+#include "cpu/linear_top_candidates_rows.h"
