@@ -26,6 +26,7 @@ BOUND = 1e-2  # one sentence in ten thousand tokens may end elsewhere; scores th
 # A model in 8 bits scores otherwise (by 0.07 where products are exact). One sentence in twenty gets another length, and
 # where one of them runs on to its limit, lengths differ by 0.25.
 INT8_BOUND = 0.3
+BF16_BOUND = 0.3  # likewise; scores are off by 0.01
 TURNS = 3
 BEAM = 5
 OPTIONS = ("--beam", str(BEAM), "--remove-bpe", "--max-tokens", "4096", "--gen-subset", "test")
@@ -68,7 +69,14 @@ def counter(data: Path, checkpoint: Path) -> Count:
     return operations
 
 
-def side(name: str, command: Sequence[str], arguments: Sequence[str], env: Mapping[str, str], count: Count) -> Side:
+def side(
+    name: str,
+    command: Sequence[str],
+    arguments: Sequence[str],
+    env: Mapping[str, str],
+    count: Count,
+    bound: float | None = None,
+) -> Side:
     def run() -> processes.Finished:
         return processes.execute([*command, *arguments], env)
 
@@ -77,7 +85,12 @@ def side(name: str, command: Sequence[str], arguments: Sequence[str], env: Mappi
         flops = {"flops": count(line for _, line in done.lines)}
         return done.sample() | fairseq.translation_figures(done.lines) | flops
 
-    return Side(name, measure=measure, outcome=lambda: hypotheses(line for _, line in run().lines))
+    return Side(name, measure=measure, outcome=lambda: hypotheses(line for _, line in run().lines), bound=bound)
+
+
+def bf16_side(device: torch.device, arguments: Sequence[str], env: Mapping[str, str], count: Count) -> Side:
+    machine.need_bf16(device)
+    return side("pyseq, --bf16", processes.pyseq_command("generate"), [*arguments, "--bf16"], env, count, BF16_BOUND)
 
 
 def ctranslate2(name: str, compute_type: str, arguments: Sequence[str], bound: float) -> Side:
@@ -153,6 +166,9 @@ def case(
             env = processes.environment(variant.environment)
             command = processes.pyseq_command("generate")
             work.sides.append(side(variant.name, command, [*arguments, *variant.flags], env, count))
+        if "--bf16" not in options:
+            environment = processes.environment(DEFAULT.environment)
+            work.add("pyseq, --bf16", partial(bf16_side, device, arguments, environment, count))
         if device.type == "cuda":
             command = processes.pyseq_command("generate")
             work.sides.append(side("pyseq, --cuda-graphs", command, [*arguments, "--cuda-graphs"], env, count))
