@@ -211,8 +211,8 @@ class Dictionary:
         unknown = self.unk_string(escape_unk) if unk_string is None else unk_string
 
         def text(ids: list[int]) -> str:
-            kept = (idx for idx in ids if idx not in ignored)
-            return post_process(separator.join(unknown if i == self.unk_index else self[i] for i in kept), bpe_symbol)
+            words = [unknown if i == self.unk_index else self[i] for i in ids if i not in ignored]
+            return post_process(separator.join(words), bpe_symbol)
 
         values: Any = tensor.tolist() if hasattr(tensor, "tolist") else [int(idx) for idx in tensor]
         if isinstance(values, int):

@@ -6,7 +6,6 @@ Sizes: R hypotheses, T positions so far, C = dim, F = inner.
 from __future__ import annotations
 
 import importlib
-from array import array
 from collections.abc import Callable
 
 import torch
@@ -120,8 +119,6 @@ def attend(query: Tensor, keys: Keys, heads: int) -> Tensor:
 
 def _cpp(x: Tensor, weights: DecoderWeights, cache: StepCache) -> Tensor:
     rows, positions = cache.ancestors.shape
-    addresses = array("q", [step.data_ptr() for step in cache.steps])
-    step_rows = array("q", [step.size(1) for step in cache.steps])
     source = cache.source
     dispatch.required_core().decoder_step(
         weights.table.data_ptr(),
@@ -133,8 +130,8 @@ def _cpp(x: Tensor, weights: DecoderWeights, cache: StepCache) -> Tensor:
         ACTIVATIONS[weights.activation],
         weights.eps,
         weights.bf16,
-        addresses.buffer_info()[0],
-        step_rows.buffer_info()[0],
+        cache.addresses.buffer_info()[0],
+        cache.step_rows.buffer_info()[0],
         positions,
         cache.ancestors.data_ptr(),
         0 if source is None else source.data_ptr(),

@@ -7,6 +7,7 @@ value [C].
 
 from __future__ import annotations
 
+from array import array
 from typing import NamedTuple
 
 import torch
@@ -60,6 +61,7 @@ class StepCache(DecoderCache):
 
     Attributes:
         steps: of each step so far [layers x rows of that step x 2 C].
+        addresses, step_rows: of each of them its address and rows, for the core.
         ancestors: [R x T] int32, the row of each step; NOWHERE where that position is padding.
         source: [layers x N x 2 C] of the N source tokens, or None. (The tokens of a layer lie side by side: a stride of
             several layers is often a multiple of 4,096 bytes, and a processor keeps few such lines in its first cache.)
@@ -77,6 +79,7 @@ class StepCache(DecoderCache):
         """
         self.layers, self.width = len(weights.layers), 2 * weights.dim
         self.steps: list[Tensor] = []
+        self.addresses, self.step_rows = array("q"), array("q")
         self.ancestors = torch.empty(rows, 0, dtype=torch.int32)
         self.sentence = torch.arange(rows, dtype=torch.int32)
         self.source: Tensor | None = None
@@ -98,6 +101,8 @@ class StepCache(DecoderCache):
 
     def add_step(self, padding: Tensor | None) -> None:
         self.steps.append(torch.empty(self.layers, self.rows(), self.width))
+        self.addresses.append(self.steps[-1].data_ptr())
+        self.step_rows.append(self.rows())
         own = torch.arange(self.rows(), dtype=torch.int32)
         own = own if padding is None else own.masked_fill(padding, NOWHERE)
         self.ancestors = torch.cat([self.ancestors, own.unsqueeze(1)], dim=1)
