@@ -145,7 +145,8 @@ def _cpp_status() -> Status:
     native = core()
     if native is None:
         return Status(False, "the compiled core, pyseq._core, is not built: run `pip install .` in the checkout")
-    return Status(True, f"{native.isa()} (this processor runs {', '.join(native.isas())})")
+    products = " with products of bf16" if native.has_bf16_products() else ""
+    return Status(True, f"{native.isa()}{products} (this processor runs {', '.join(native.isas())})")
 
 
 def _triton_status() -> Status:
