@@ -162,15 +162,13 @@ def case(
         if expected is not None and not quick:
             work.expected = expected()
         count = counter(data, checkpoint)
+        command, env = processes.pyseq_command("generate"), processes.environment(DEFAULT.environment)
         for variant in (DEFAULT, ALL_OFF):
-            env = processes.environment(variant.environment)
-            command = processes.pyseq_command("generate")
-            work.sides.append(side(variant.name, command, [*arguments, *variant.flags], env, count))
+            of_variant = processes.environment(variant.environment)
+            work.sides.append(side(variant.name, command, [*arguments, *variant.flags], of_variant, count))
         if "--bf16" not in options:
-            environment = processes.environment(DEFAULT.environment)
-            work.add("pyseq, --bf16", partial(bf16_side, device, arguments, environment, count))
+            work.add("pyseq, --bf16", partial(bf16_side, device, arguments, env, count))
         if device.type == "cuda":
-            command = processes.pyseq_command("generate")
             work.sides.append(side("pyseq, --cuda-graphs", command, [*arguments, "--cuda-graphs"], env, count))
         if quick:
             work.skipped |= dict.fromkeys(("fairseq", *(name for name, *_ in CTRANSLATE2)), "not in a smoke run")

@@ -27,8 +27,8 @@ PackedLinear packed(uintptr_t panels, uintptr_t bias, int64_t depth, int64_t col
 }
 
 void top_candidates(uintptr_t x, int64_t rows, uintptr_t panels, uintptr_t bias, int64_t depth, int64_t columns,
-                    bool bf16, int64_t count, uintptr_t adjusted, uintptr_t adjustment, int64_t adjustments, int64_t filler,
-                    uintptr_t values, uintptr_t tokens, uintptr_t log_sum_exp, int threads) {
+                    bool bf16, int64_t count, uintptr_t adjusted, uintptr_t adjustment, int64_t adjustments,
+                    int64_t filler, uintptr_t values, uintptr_t tokens, uintptr_t log_sum_exp, int threads) {
   if (rows < 0 || depth < 1 || count < 1 || count > columns || adjustments < 0) {
     throw std::invalid_argument("sizes must not be negative, and the count of candidates from 1 to the columns");
   }
@@ -114,9 +114,9 @@ void check_sources(const DecoderCache& cache, int64_t rows, int64_t sentences, i
 }
 
 void step(uintptr_t layers, int64_t layer_count, int64_t dim, int64_t heads, int64_t inner, bool norm_first,
-          int activation, double eps, bool bf16, uintptr_t steps, uintptr_t step_rows, int64_t positions, uintptr_t ancestors,
-          uintptr_t source, int64_t source_tokens, uintptr_t source_begin, int64_t sentences, uintptr_t sentence,
-          uintptr_t x, int64_t rows, int threads) {
+          int activation, double eps, bool bf16, uintptr_t steps, uintptr_t step_rows, int64_t positions,
+          uintptr_t ancestors, uintptr_t source, int64_t source_tokens, uintptr_t source_begin, int64_t sentences,
+          uintptr_t sentence, uintptr_t x, int64_t rows, int threads) {
   if (layer_count < 0 || dim < 1 || heads < 1 || dim % heads != 0 || inner < 1 || positions < 1 || rows < 0 ||
       activation < 0 || activation > 1) {
     throw std::invalid_argument("sizes of the decoder do not fit together");
@@ -185,17 +185,17 @@ py::tuple next_beams(int64_t sentences, int64_t width, int64_t beam, int64_t cou
 void bind_decoding(py::module_& m) {
   const auto unlocked = py::call_guard<py::gil_scoped_release>();
   m.attr("panel_width") = panel_width;
-  m.def("linear_top_candidates", &top_candidates, unlocked, 
+  m.def("linear_top_candidates", &top_candidates, unlocked,
         "See csrc/cpu/linear_top_candidates.h; all fp32 and int64, weights perhaps bf16.",
         py::arg("x"), py::arg("rows"), py::arg("panels"), py::arg("bias"), py::arg("depth"), py::arg("columns"),
-        py::arg("bf16"), py::arg("count"), py::arg("adjusted"), py::arg("adjustment"), py::arg("adjustments"), py::arg("filler"),
-        py::arg("values"), py::arg("tokens"), py::arg("log_sum_exp"), py::arg("threads"));
+        py::arg("bf16"), py::arg("count"), py::arg("adjusted"), py::arg("adjustment"), py::arg("adjustments"),
+        py::arg("filler"), py::arg("values"), py::arg("tokens"), py::arg("log_sum_exp"), py::arg("threads"));
   m.def("decoder_step", &step, unlocked,
-        "See csrc/cpu/decoder_step.h; all fp32, weights perhaps bf16. `layers` is a table of addresses, `sentences` 0 without a source.",
+        "See csrc/cpu/decoder_step.h; all fp32, weights perhaps bf16. `layers` is a table of addresses, `sentences` 0 "
+        "without a source.",
         py::arg("layers"), py::arg("layer_count"), py::arg("dim"), py::arg("heads"), py::arg("inner"),
         py::arg("norm_first"), py::arg("activation"), py::arg("eps"), py::arg("bf16"), py::arg("steps"),
-        py::arg("step_rows"),
-        py::arg("positions"), py::arg("ancestors"), py::arg("source"), py::arg("source_tokens"),
+        py::arg("step_rows"), py::arg("positions"), py::arg("ancestors"), py::arg("source"), py::arg("source_tokens"),
         py::arg("source_begin"), py::arg("sentences"), py::arg("sentence"), py::arg("x"), py::arg("rows"),
         py::arg("threads"));
   m.def("beam_step", &next_beams,

@@ -12,7 +12,7 @@ Isa best_isa();
 Isa current_isa();
 
 // Whether the kernels of bf16 products (avx512bf16) can be used with it: the processor has AVX512_BF16, and the compiler knew
-// of it. The instruction rounds once for the products of a pair and takes subnormal numbers for 0.
+// of it. The instruction takes subnormal numbers for 0.
 bool has_bf16_products();
 
 // Who made this processor: "amd", "intel", or "other".

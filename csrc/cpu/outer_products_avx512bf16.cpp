@@ -51,7 +51,7 @@ static void pack_pairs(const OuterProducts& p, int64_t begin, int64_t end, uint3
   }
 }
 
-// A tile of A, [pairs][packed_rows], of `count` columns. The lines that the tiles after this one read are asked for.
+// A tile of A, [pairs][packed_rows], from column `col` on. The lines that the tiles after this one read are asked for.
 static void pack_tile(const OuterProducts& p, int64_t col, int64_t first_pair, int64_t pairs, uint32_t* packed) {
   constexpr int64_t line = 32;  // numbers
   for (int64_t i = 0; i < pairs; ++i) {

@@ -17,10 +17,11 @@ static constexpr int panel_vectors = panel_width / Vec::width;
 // processor loads no more than it multiplies, so each number of x is for two panels there.
 static constexpr int tile_rows = panel_vectors == 1 ? 14 : 12 / panel_vectors;
 #if defined(__AVX512BF16__)
-static constexpr int tile_panels = 2;
+static constexpr bool in_pairs = true;
 #else
-static constexpr int tile_panels = 1;
+static constexpr bool in_pairs = false;
 #endif
+static constexpr int tile_panels = in_pairs ? 2 : 1;
 
 // Rows of x as words like those of the panels.
 struct Operand {
@@ -36,22 +37,33 @@ static inline Vec add_product(Vec number, Vec weights, Vec sum) {
   return _mm512_dpbf16_ps(sum.lanes, (__m512bh)number.lanes, (__m512bh)weights.lanes);
 }
 
-// Rounds rows to bf16 and keeps them until it is asked for others.
+// Rounds a row to bf16. Whole vectors are written.
+static inline void write_words(const float* x, int64_t depth, float* words) {
+  for (int64_t k = 0; k < depth; k += Vec::width) {
+    const Vec numbers = load(x + k, static_cast<int>(std::min<int64_t>(depth - k, Vec::width)), 0.0f);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(words + k / 2), (__m256i)_mm512_cvtneps_pbh(numbers.lanes));
+  }
+}
+#else
+static inline Vec add_product(Vec number, Vec weights, Vec sum) { return fma(number, weights, sum); }
+
+static inline void write_words(const float* x, int64_t depth, float* words) { std::copy_n(x, depth, words); }
+#endif
+
+// Rows as they are, if those can be read; else copies, kept until it is asked for others.
 class Operands {
  public:
   Operand of(const float* x, int64_t stride, int64_t rows, int64_t depth) {
-    int64_t room = (depth + 15) / 16 * 8;
+    if (!in_pairs && !collide(stride, rows)) {
+      return {x, stride};
+    }
+    int64_t room = (depth + 15) / 16 * (in_pairs ? 8 : 16);
     room += collide(room, rows) ? 16 : 0;
     if (static_cast<int64_t>(words_.size()) < rows * room) {
       words_.resize(static_cast<size_t>(rows * room));
     }
     for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t k = 0; k < depth; k += Vec::width) {
-        const int count = static_cast<int>(depth - k < Vec::width ? depth - k : Vec::width);
-        const Vec numbers = load(x + r * stride + k, count, 0.0f);
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(words_.data() + r * room + k / 2),
-                            (__m256i)_mm512_cvtneps_pbh(numbers.lanes));
-      }
+      write_words(x + r * stride, depth, words_.data() + r * room);
     }
     return {words_.data(), room};
   }
@@ -59,30 +71,6 @@ class Operands {
  private:
   std::vector<float> words_;
 };
-#else
-static inline Vec add_product(Vec number, Vec weights, Vec sum) { return fma(number, weights, sum); }
-
-// Rows as they are, or copies that do not collide.
-class Operands {
- public:
-  Operand of(const float* x, int64_t stride, int64_t rows, int64_t depth) {
-    if (!collide(stride, rows)) {
-      return {x, stride};
-    }
-    const int64_t room = (depth + 15) / 16 * 16 + 16;
-    if (static_cast<int64_t>(words_.size()) < rows * room) {
-      words_.resize(static_cast<size_t>(rows * room));
-    }
-    for (int64_t r = 0; r < rows; ++r) {
-      std::copy_n(x + r * stride, depth, words_.data() + r * room);
-    }
-    return {words_.data(), room};
-  }
-
- private:
-  std::vector<float> words_;
-};
-#endif
 
 // What becomes of the sums of a tile before they are written.
 struct Ending {
@@ -160,8 +148,8 @@ static inline void multiply_rows(int count, const Operand& x, const Panels& weig
   multiply_tile<rows, panels>(x, weights, ending, y, y_stride);
 }
 
-// multiply_rows of all rows. Each tile begins to load its share of the panels that are `next`, which would keep the first of the
-// next tiles waiting; null: none.
+// multiply_rows of all rows. Each tile begins to load its share of the panels that are `next`, which would keep the first
+// of the next tiles waiting; null: none.
 template <int panels>
 static inline void multiply_slice(const Operand& x, int64_t rows, const Panels& weights, const float* next,
                                   const Ending& ending, float* y, int64_t y_stride) {

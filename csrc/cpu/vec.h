@@ -1,7 +1,8 @@
 // One vector of fp32 lanes, for the instruction set that the including file is compiled for.
 //
-// A file that ends in _avx512bf16.cpp, _avx512.cpp or _avx2.cpp gets that wrapper; any other defines PYSEQ_PORTABLE first. Each wrapper
-// lives in a namespace of its own (PYSEQ_ISA), and so must what is built on it: no two instruction sets share a symbol.
+// A file that ends in _avx512bf16.cpp, _avx512.cpp or _avx2.cpp gets that wrapper; any other defines PYSEQ_PORTABLE first.
+// Each wrapper lives in a namespace of its own (PYSEQ_ISA), and so must what is built on it: no two instruction sets share
+// a symbol.
 #pragma once
 
 #if defined(PYSEQ_PORTABLE)

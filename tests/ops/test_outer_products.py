@@ -66,6 +66,12 @@ def test_inf_and_nan_stay_in_their_rows_and_columns() -> None:
 
 
 @needs_products
+def test_subnormal_numbers_count_as_zero() -> None:
+    tiny, large = torch.full((2, 16), 1e-39).bfloat16(), torch.full((2, 16), 1e10).bfloat16()
+    assert tiny.any() and not ops.outer_products_(torch.ones(16, 16), tiny, large).any()
+
+
+@needs_products
 def test_repeatable_and_independent_of_threads() -> None:
     a, b, results, before = some(400, 1000), some(400, 100), [], torch.get_num_threads()
     for threads in (1, 2, 3, 7, 2):

@@ -91,7 +91,7 @@ def _is_for_core(*tensors: Tensor) -> bool:
 
 def _is_for_outer_products(total: Tensor, *rows: Tensor) -> bool:
     fits = total.dtype == torch.float32 and all(t.device.type == "cpu" and t.dtype == torch.bfloat16 for t in rows)
-    return fits and dispatch.choose("cross_entropy", "cpu", torch.bfloat16) == "cpp" and outer_products.pays()
+    return fits and dispatch.choose("linear_cross_entropy", "cpu", torch.bfloat16) == "cpp" and outer_products.pays()
 
 
 def _is_for_onednn(rows: Tensor) -> bool:
