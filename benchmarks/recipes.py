@@ -81,6 +81,7 @@ BF16 = Variant("pyseq, --bf16", ("--bf16",), bf16=True)
 PACKED = Variant("pyseq, --packed", ("--packed",))
 PACKED_BF16 = Variant("pyseq, --packed --bf16", ("--packed", "--bf16"), bf16=True)
 COMPILED = Variant("pyseq, --compile", ("--compile",))
+GRAPHED = Variant("pyseq, --cuda-graphs", ("--cuda-graphs",))
 
 
 def with_bf16(variant: Variant) -> Variant:

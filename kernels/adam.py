@@ -7,6 +7,7 @@ second, a program updates a chunk of one row of the table.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pyseq.kernels.tables import (
+    DeviceTable,
     as_float32,
     bits_of,
     column,
@@ -252,12 +254,9 @@ def update(table: Tensor, dtypes: Any, cache: dict[str, Any], rule: Any, scalars
         _begin(factors, rule, scalars)
         if len(table) == 0:
             return
-        if "triton" not in cache:
-            aligned = is_aligned(table[:, : ADDRESSES + 1])
-            block, num_warps = launch(min(dtype.itemsize for dtype in dtypes if dtype is not None), aligned)
-            rows, chunks = with_chunks(table, ADDRESSES, block)
-            cache["triton"] = rows.to(device, non_blocking=True), chunks, aligned, block, num_warps
-        rows, chunks, aligned, block, num_warps = cache["triton"]
+        least_bytes = min(dtype.itemsize for dtype in dtypes if dtype is not None)
+        on_device = cache.setdefault("triton", DeviceTable())
+        rows, (chunks, aligned, (block, num_warps)) = on_device.get(table, device, partial(_prepare, least_bytes))
         _update_kernel[(chunks,)](
             rows,
             factors,
@@ -274,6 +273,13 @@ def update(table: Tensor, dtypes: Any, cache: dict[str, Any], rule: Any, scalars
             BLOCK=block,
             num_warps=num_warps,
         )
+
+
+def _prepare(least_bytes: int, table: Tensor) -> tuple[Tensor, tuple[int, bool, Launch]]:
+    aligned = is_aligned(table[:, : ADDRESSES + 1])
+    launched = launch(least_bytes, aligned)
+    rows, chunks = with_chunks(table, ADDRESSES, launched.block)
+    return rows, (chunks, aligned, launched)
 
 
 def _begin(factors: Tensor, rule: Any, scalars: Any) -> None:

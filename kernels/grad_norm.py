@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pyseq.kernels.tables import (
+    DeviceTable,
     as_float32,
     bits_of,
     column,
@@ -105,6 +106,15 @@ def _finish_kernel(partial, chunks, scale, scale_bits, max_norm_bits, squares, o
         tl.store(out + 2, tl.where(norm - norm == 0.0, 0.0, 1.0))  # inf - inf and nan - nan are nan
 
 
+_table = DeviceTable()
+
+
+def _prepare(table: Tensor) -> tuple[Tensor, tuple[int, bool, Launch]]:
+    launched = launch(int(table[:, 1].sum()))
+    rows, chunks = with_chunks(table, 1, launched.chunk)
+    return rows, (chunks, is_aligned(rows[:, :2]), launched)
+
+
 def grad_norm(
     table: Tensor, squares: Tensor | None, scale: Tensor | float, max_norm: float | None, out: Tensor | None
 ) -> None:
@@ -117,19 +127,17 @@ def grad_norm(
     """
     result = squares if out is None else out
     assert result is not None
-    chunk, block, num_warps = launch(int(table[:, 1].sum()))
-    rows, chunks = with_chunks(table, 1, chunk)
+    rows, (chunks, aligned, (chunk, block, num_warps)) = _table.get(table, result.device, _prepare)
     partial = torch.empty(chunks, dtype=torch.float64, device=result.device)
     number, tensor = (1.0, scale) if isinstance(scale, Tensor) else (scale, None)
     with device_of(result):
         if chunks:
-            on_device = rows.to(result.device, non_blocking=True)
             _chunk_kernel[(chunks,)](
-                on_device,
+                rows,
                 partial,
                 len(rows),
                 search_steps(len(rows)),
-                ALIGNED=is_aligned(rows[:, :2]),
+                ALIGNED=aligned,
                 CHUNK=chunk,
                 BLOCK=block,
                 num_warps=num_warps,

@@ -7,7 +7,9 @@ rows. A program works on one chunk.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import triton
@@ -21,6 +23,38 @@ def with_chunks(table: Tensor, numel_column: int, chunk: int) -> tuple[Tensor, i
     counts = (table[:, numel_column] + (chunk - 1)) // chunk
     ends = counts.cumsum(0)
     return torch.cat([table, (ends - counts).unsqueeze(1)], dim=1), int(ends[-1]) if len(table) else 0
+
+
+class DeviceTable:
+    """A table's copy on a device, and what else a launch needs of it; made again where it or the stream has changed."""
+
+    _of_graphs: list[Tensor] = []  # what replays of CUDA graphs read stays where it is
+
+    def __init__(self) -> None:
+        self._key: tuple[torch.device, int] | None = None
+        self._table = torch.empty(0)
+        self._found: tuple[Tensor, Any] = self._table, None
+
+    def get(
+        self, table: Tensor, device: torch.device, prepare: Callable[[Tensor], tuple[Tensor, Any]]
+    ) -> tuple[Tensor, Any]:
+        """What ``prepare`` makes of ``table`` (on the CPU): a tensor, which is moved to ``device``, and anything.
+
+        Raises:
+            RuntimeError: a CUDA graph is being captured, and the copy is not there yet.
+        """
+        capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        key = device, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+        known = self._key is not None and self._key[0] == device and torch.equal(self._table, table)
+        if capturing:
+            if not known:
+                raise RuntimeError("before this is captured in a CUDA graph, call it once with the same tensors")
+            self._of_graphs.append(self._found[0])
+        elif not known or self._key != key:
+            rows, rest = prepare(table)
+            self._key, self._table = key, table.clone()
+            self._found = rows.to(device, non_blocking=True), rest
+        return self._found
 
 
 def search_steps(rows: int) -> int:

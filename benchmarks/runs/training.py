@@ -17,7 +17,7 @@ import torch
 
 from .. import corpora, fairseq, machine, processes, recipes, summary
 from ..harness import Case, Outcome, Sample, Side, Unavailable, Work
-from ..recipes import ALL_OFF, BF16, COMPILED, DEFAULT, PACKED, PACKED_BF16, TUNED_MALLOC, Variant, with_bf16
+from ..recipes import ALL_OFF, BF16, COMPILED, DEFAULT, GRAPHED, PACKED, PACKED_BF16, TUNED_MALLOC, Variant, with_bf16
 
 LOSS_BOUND, LOSS_BOUND_BF16 = 1e-3, 3e-2
 LOOP, LOOP_TUNED = "lean torch loop", "lean torch loop, malloc tuned"
@@ -190,7 +190,7 @@ CASES = [
     Case("switches/iwslt-tatoeba", case(IWSLT, [DEFAULT, PACKED, BF16, PACKED_BF16], reference="pyseq"), ("cpu",)),
     Case(
         "switches/big-invented-bf16",
-        case(BIG, [BF16, PACKED_BF16, with_bf16(COMPILED)], reference=BF16.name),
+        case(BIG, [BF16, PACKED_BF16, with_bf16(COMPILED), with_bf16(GRAPHED)], reference=BF16.name),
         ("cuda",),
     ),
 ]

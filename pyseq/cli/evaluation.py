@@ -71,17 +71,19 @@ def dtype_name(model: Any) -> str:
 def build_generator(cfg: Config, task: Any, models: list[Any]) -> Any:
     """The task's generator, with attention and alignments where the options ask for them."""
     generation = cfg.generation
+    options: dict[str, Any] = {"cuda_graphs": True} if cfg.common.cuda_graphs else {}
     if generation.score_reference:
         if generation.replace_unk is not None:
             raise ConfigError("--replace-unk changes what is generated, and --score-reference generates nothing")
         return task.build_generator(models, generation)
     if generation.print_alignment is not None:
-        options = {"print_alignment": str(generation.print_alignment)}
+        options["print_alignment"] = str(generation.print_alignment)
         return task.build_generator(
             models, generation, seq_gen_cls=SequenceGeneratorWithAlignment, extra_gen_cls_kwargs=options
         )
-    options_if_any = {"need_attention": True} if generation.replace_unk is not None else None
-    return task.build_generator(models, generation, extra_gen_cls_kwargs=options_if_any)
+    if generation.replace_unk is not None:
+        options["need_attention"] = True
+    return task.build_generator(models, generation, extra_gen_cls_kwargs=options or None)
 
 
 def text_codecs(cfg: Config, task: Any) -> tuple[Callable[[str], str], Callable[[str], str]]:

@@ -82,6 +82,8 @@ def check(cfg: Config) -> None:
         problems.append("--packed leaves out padding, which a model under --compile computes: use one of them")
     if cfg.common.compile and not has_compiler():
         problems.append(ADVICE)
+    if cfg.common.cuda_graphs and (cfg.common.cpu or not torch.cuda.is_available()):
+        problems.append(f"--cuda-graphs needs a GPU, and {'there is --cpu' if cfg.common.cpu else 'there is none'}")
     if problems:
         raise ConfigError("; ".join(problems))
     if not cfg.checkpoint.no_save:

@@ -69,6 +69,11 @@ class CommonConfig(ConfigGroup):
     compile: bool = opt(
         False, "run the model through torch.compile, once for batches of all shapes; padding is computed then"
     )
+    cuda_graphs: bool = opt(
+        False,
+        "on a GPU, record CUDA graphs and replay them: of the gradients' norm and Adam's update; in a search, of the "
+        "steps of a plain Transformer decoder",
+    )
     user_dir: str | None = opt(None, "a Python package (or file) with your plug-ins, imported before anything is built")
     profile: bool = opt(
         False, "write a trace of a few updates to --save-dir, and print where the time went, by part and by operator"
@@ -246,7 +251,6 @@ class GenerationConfig(ConfigGroup):
     print_step: bool = opt(False, "print the number of steps of each hypothesis")
     retain_dropout: bool = opt(False, "keep dropout on while generating")
     retain_dropout_modules: list[str] | None = opt(None, "only these modules keep dropout (comma-separated names)")
-    cuda_graphs: bool = opt(False, "on a GPU, record the steps of a plain Transformer decoder and replay them")
     num_generation_workers: int = opt(
         0,
         "pyseq-generate on a CPU: batches that are translated at the same time, each by one thread; hypotheses and "

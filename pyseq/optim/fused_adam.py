@@ -255,6 +255,15 @@ class FusedAdam(UnseenStateOptimizer):
             grads.append(own)
         return None if any(param.grad is not None for param in idle) else (buckets, grads)
 
+    def settled_memory(self) -> list[Tensor] | None:
+        """What stands for all memory that a step would touch now: the same objects as long as nothing has moved.
+
+        None where the next step has to look it up first: before the first one, after a state was loaded or looked at,
+        and where parameters or the kind of gradients have changed.
+        """
+        followed = self._follow()
+        return None if followed is None else [bucket.plan.table for bucket in followed[0]]
+
     def _arrange(self) -> tuple[list[Bucket], Sequence[Sequence[Tensor]]]:
         """The buckets of all parameters that have a gradient, and the gradients of each bucket."""
         params = [param for group in self.param_groups for param in group["params"]]

@@ -44,13 +44,16 @@ class TorchOptimizer(torch.optim.Optimizer):
 
         @functools.wraps(func)
         def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-            noticed = (
-                self._optimizer_step_pre_hooks
-                or self._optimizer_step_post_hooks
-                or torch_optimizer._global_optimizer_pre_hooks
-                or torch_optimizer._global_optimizer_post_hooks
-                or torch.autograd._profiler_enabled()
-            )
+            noticed = self.has_step_hooks() or torch.autograd._profiler_enabled()
             return (hooked if noticed else func)(self, *args, **kwargs)
 
         return step
+
+    def has_step_hooks(self) -> bool:
+        """Whether something is called before or after a step, of this optimizer or of any."""
+        return bool(
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or torch_optimizer._global_optimizer_pre_hooks
+            or torch_optimizer._global_optimizer_post_hooks
+        )

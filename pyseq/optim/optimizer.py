@@ -26,6 +26,7 @@ class Optimizer(Optioned):
     """
 
     _optimizer: torch.optim.Optimizer
+    graphs: Any = None  # a GraphedTail, after :meth:`use_cuda_graphs`
     joined_grads: list[Tensor] | None = None  # the gradients as a few buffers without gaps, if they lie so
     _factor: Tensor | float | None = None  # what the gradients have yet to be multiplied by
     _found_inf: Tensor | None = None  # not 0: they are not finite
@@ -108,8 +109,12 @@ class Optimizer(Optioned):
         if not self.supports_step_with_factor:
             return clip_grad_norm_(self.params, limit, aggregate_norm_fn=aggregate_norm_fn)
         scale = 1.0 if self._factor is None else self._factor
-        grads = measured_grads(self.params) if self.joined_grads is None else self.joined_grads
-        found = measure(grads, max_norm=limit, scale=scale, aggregate_norm_fn=aggregate_norm_fn)
+        joined = self.joined_grads
+        if self.graphs is not None and joined and aggregate_norm_fn is None:
+            found = self.graphs.measure(joined, limit, scale)
+        else:
+            grads = measured_grads(self.params) if joined is None else joined
+            found = measure(grads, max_norm=limit, scale=scale, aggregate_norm_fn=aggregate_norm_fn)
         self._factor, self._found_inf = found.factor, found.found_inf
         return found.norm
 
@@ -136,7 +141,25 @@ class Optimizer(Optioned):
             self.multiply_grads(1.0 / scale)
         if self.supports_step_with_factor:
             options |= {"factor": self._factor, "found_inf": self._found_inf}
+        if self.graphs is not None and closure is None and self.graphs.step(self._factor, self._found_inf):
+            return
         self.optimizer.step(closure, **options)
+
+    def use_cuda_graphs(self) -> None:
+        """Record the norm and the update from here on, and replay them, where the gradients are :attr:`joined_grads`.
+
+        Raises:
+            ConfigError: the torch optimizer's step cannot be recorded.
+        """
+        from pyseq.optim.fused_adam import FusedAdam
+        from pyseq.optim.graphed_tail import GraphedTail
+
+        if not isinstance(self.optimizer, FusedAdam):
+            raise ConfigError(
+                f"--cuda-graphs replays updates of Adam, and {type(self).__name__} makes others: leave it out, or take "
+                "--optimizer adam"
+            )
+        self.graphs = GraphedTail(self.optimizer)
 
     def zero_grad(self) -> None:
         """Drop the gradients; their memory is free until the next backward pass."""

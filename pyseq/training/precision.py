@@ -23,13 +23,14 @@ class Precision:
         joined: lay parameters next to each other in memory, and copy their gradients together. On a GPU that spares
             launches and tables. On a CPU the copy takes longer than it saves, and a buffer of all gradients finds no
             hole in the heap (docs/architecture.md).
+        keep_gradients: that what they are copied to keeps its memory from update to update, as CUDA graphs need it.
     """
 
     dtype = torch.float32
     reason = "the default; --bf16 halves memory and is faster where the machine multiplies bfloat16"
 
-    def __init__(self, module: nn.Module, joined: bool = False) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, joined: bool = False, keep_gradients: bool = False) -> None:
+        self.module, self.keep_gradients = module, keep_gradients
         self.arenas = arrange(module) if joined else []
 
     def optimizer_parameters(self) -> list[Tensor]:
@@ -45,7 +46,7 @@ class Precision:
 
     def drop_gradients(self) -> None:
         """Called when the optimizer has dropped the gradients of its parameters."""
-        for arena in self.arenas:
+        for arena in [] if self.keep_gradients else self.arenas:
             arena.drop_gradients()
 
     def joined_gradients(self) -> list[Tensor] | None:
@@ -75,8 +76,8 @@ class BFloat16(Precision):
     dtype = torch.bfloat16
     reason = "--bf16; the optimizer works on fp32 master weights"
 
-    def __init__(self, module: nn.Module, joined: bool = False) -> None:
-        super().__init__(module)
+    def __init__(self, module: nn.Module, joined: bool = False, keep_gradients: bool = False) -> None:
+        super().__init__(module, keep_gradients=keep_gradients)
         masters = [p.detach().float() for p in module.parameters() if p.requires_grad]
         module.to(torch.bfloat16)
         self.parameters = [p for p in module.parameters() if p.requires_grad]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -60,8 +61,10 @@ class Trainer:
         self.module = nn.ModuleList([self.model, self.criterion])
         distributed.broadcast_parameters(self.module.parameters())
         precision = BFloat16 if cfg.common.bf16 else Precision
-        self.precision = precision(self.module, joined=self.use_cuda)
+        self.precision = precision(self.module, joined=self.use_cuda, keep_gradients=cfg.common.cuda_graphs)
         self.optimizer = build_optimizer(cfg.optimizer, self.precision.optimizer_parameters())
+        if cfg.common.cuda_graphs:
+            self.optimizer.use_cuda_graphs()
         self.lr_scheduler = build_lr_scheduler(cfg.lr_scheduler, self.optimizer)
         self.num_updates = 0
         self.reading_waits = self.use_cuda
@@ -128,6 +131,12 @@ class Trainer:
         )
         self.optimizer.multiply_grads(reciprocal(sample_size))
         self.optimizer.joined_grads = self.precision.joined_gradients()
+        if self.cfg.common.cuda_graphs and self.optimizer.joined_grads is None:
+            warnings.warn(
+                "--cuda-graphs: an update is not replayed where parameters have no gradient, or lie in memory that "
+                "something else holds, too",
+                stacklevel=2,
+            )
         grad_norm = self.optimizer.clip_grad_norm(self.cfg.optimization.clip_norm)
         self._unchecked.append((self.num_updates + 1, grad_norm))
         if not self.optimizer.supports_step_with_factor:

@@ -126,8 +126,8 @@ def test_the_update_has_one_stretch_of_memory(train_argv, tmp_path, monkeypatch)
     built = []
 
     class Joined(Precision):
-        def __init__(self, module, joined):
-            super().__init__(module, joined=True)
+        def __init__(self, module, joined, **options):
+            super().__init__(module, joined=True, **options)
 
     def keep(self, *args):
         init(self, *args)

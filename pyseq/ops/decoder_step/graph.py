@@ -12,35 +12,15 @@ import torch
 from torch import Tensor
 
 from pyseq.ops import dispatch
+from pyseq.ops.cuda_graphs import Record, record
 from pyseq.ops.decoder_step import DecoderWeights, SlotCache, SlotMemory, attention, run
-
-Record = Callable[[Callable[[], Tensor], Any], tuple[Callable[[], None], Tensor]]
 
 
 class _Recorded(NamedTuple):
-    """A step for a number of rows: what it reads, what runs it again, what it writes."""
+    """A step for a number of rows: what it reads, and what runs it again and returns what it writes."""
 
     x: Tensor
-    replay: Callable[[], None]
-    out: Tensor
-
-
-def record(compute: Callable[[], Tensor], pool: Any) -> tuple[Callable[[], None], Tensor]:
-    """A CUDA graph of ``compute``: what replays it, and the tensor that it then writes.
-
-    Args:
-        pool: of memory, shared by graphs of which one at a time is in use.
-    """
-    stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
-    stream.wait_stream(current)
-    with torch.cuda.stream(stream):
-        compute()  # what is compiled or allocated once, before it is recorded
-    current.wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    # Other threads may go on using the device, as one that pins memory for batches does.
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        out = compute()
-    return graph.replay, out
+    replay: Callable[[], Tensor]
 
 
 class GraphedSteps:
@@ -86,8 +66,7 @@ class GraphedSteps:
                 with torch.inference_mode(False), torch.no_grad():  # the next batch may come without it
                     recorded = self._recorded[cache.room] = self._new(x, weights, cache)
             recorded.x[: len(x)] = x
-            recorded.replay()
-        return recorded.out[: len(x)].clone()
+            return recorded.replay()[: len(x)].clone()
 
     def _new(self, x: Tensor, weights: DecoderWeights, cache: SlotCache) -> _Recorded:
         attend = attention(dispatch.choose("decoder_step", x.device.type, x.dtype))
@@ -96,8 +75,12 @@ class GraphedSteps:
         if self._pool is None and x.is_cuda:
             self._pool = torch.cuda.graph_pool_handle()
         tables = copy.copy(cache)  # the batch's own may go when the batch ends, and says by that that memory is free
-        replay, out = self._record(lambda: run(own, weights, tables, attend), self._pool)
-        return _Recorded(own, replay, out)
+
+        def step() -> Tensor:
+            return run(own, weights, tables, attend)
+
+        step()
+        return _Recorded(own, self._record(step, self._pool))
 
 
 def _like(tensor: Tensor, other: Tensor) -> bool:
