@@ -295,3 +295,10 @@ def test_equals_fairseq(reference, tmp_path, capsys):
         return float(match[1])
 
     assert bleu(lines[-1]) == pytest.approx(bleu(expected[-1]), abs=0.05)
+
+
+def test_cuda_graphs_are_asked_for(tiny_data, make_checkpoint):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ConfigError, match="--cuda-graphs needs a GPU"):
+        generate.main([str(tiny_data), "--path", make_checkpoint(), "--cuda-graphs"])
