@@ -13,17 +13,7 @@ namespace {
 constexpr int64_t chunk = 1 << 14;  // elements
 
 RowUpdate update_for(const AdamDtypes& dtypes) {
-#if defined(__x86_64__)
-  switch (current_isa()) {
-    case Isa::avx512:
-      return avx512::row_update(dtypes);
-    case Isa::avx2:
-      return avx2::row_update(dtypes);
-    case Isa::portable:
-      break;
-  }
-#endif
-  return portable::row_update(dtypes);
+  return PYSEQ_OF_ISA(row_update(dtypes));
 }
 
 int64_t total_elements(const AdamRow* rows, int64_t count) {

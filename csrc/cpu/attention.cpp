@@ -13,17 +13,7 @@ namespace pyseq {
 namespace {
 
 AttentionKernels kernels_for(DType dtype) {
-#if defined(__x86_64__)
-  switch (current_isa()) {
-    case Isa::avx512:
-      return avx512::attention_kernels(dtype);
-    case Isa::avx2:
-      return avx2::attention_kernels(dtype);
-    case Isa::portable:
-      break;
-  }
-#endif
-  return portable::attention_kernels(dtype);
+  return PYSEQ_OF_ISA(attention_kernels(dtype));
 }
 
 // Neighbouring heads lie in the same pages of memory, and the next one is on its way to the cache while one is computed:

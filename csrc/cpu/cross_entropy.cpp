@@ -15,17 +15,7 @@ namespace pyseq {
 namespace {
 
 RowKernels kernels_for(DType dtype) {
-#if defined(__x86_64__)
-  switch (current_isa()) {
-    case Isa::avx512:
-      return avx512::row_kernels(dtype);
-    case Isa::avx2:
-      return avx2::row_kernels(dtype);
-    case Isa::portable:
-      break;
-  }
-#endif
-  return portable::row_kernels(dtype);
+  return PYSEQ_OF_ISA(row_kernels(dtype));
 }
 
 const void* row_of(const CrossEntropyInput& input, int64_t row) {

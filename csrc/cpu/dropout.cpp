@@ -6,17 +6,7 @@
 namespace pyseq {
 
 static DropoutKernel kernel_for(DType dtype) {
-#if defined(__x86_64__)
-  switch (current_isa()) {
-    case Isa::avx512:
-      return avx512::dropout_kernel(dtype);
-    case Isa::avx2:
-      return avx2::dropout_kernel(dtype);
-    case Isa::portable:
-      break;
-  }
-#endif
-  return portable::dropout_kernel(dtype);
+  return PYSEQ_OF_ISA(dropout_kernel(dtype));
 }
 
 void dropout(const void* x, const void* residual, void* out, DType dtype, int64_t count, const Dropout& rule,

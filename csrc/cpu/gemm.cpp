@@ -12,17 +12,7 @@ namespace pyseq {
 namespace {
 
 GemmKernel kernel_in_use() {
-#if defined(__x86_64__)
-  switch (current_isa()) {
-    case Isa::avx512:
-      return avx512::gemm_kernel();
-    case Isa::avx2:
-      return avx2::gemm_kernel();
-    case Isa::portable:
-      break;
-  }
-#endif
-  return portable::gemm_kernel();
+  return PYSEQ_OF_ISA(gemm_kernel());
 }
 
 constexpr std::align_val_t line{64};

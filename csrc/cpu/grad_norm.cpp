@@ -13,17 +13,7 @@ namespace {
 constexpr int64_t block = 1 << 14;  // elements
 
 BlockSums sums_for_isa() {
-#if defined(__x86_64__)
-  switch (current_isa()) {
-    case Isa::avx512:
-      return avx512::block_sums();
-    case Isa::avx2:
-      return avx2::block_sums();
-    case Isa::portable:
-      break;
-  }
-#endif
-  return portable::block_sums();
+  return PYSEQ_OF_ISA(block_sums());
 }
 
 int64_t blocks_of(const NormRow& row) { return (row.numel + block - 1) / block; }

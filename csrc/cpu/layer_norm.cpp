@@ -11,17 +11,7 @@ namespace pyseq {
 namespace {
 
 LayerNormKernels kernels_for(DType dtype) {
-#if defined(__x86_64__)
-  switch (current_isa()) {
-    case Isa::avx512:
-      return avx512::layer_norm_kernels(dtype);
-    case Isa::avx2:
-      return avx2::layer_norm_kernels(dtype);
-    case Isa::portable:
-      break;
-  }
-#endif
-  return portable::layer_norm_kernels(dtype);
+  return PYSEQ_OF_ISA(layer_norm_kernels(dtype));
 }
 
 // Sums of the chunks, in their order.

@@ -5,17 +5,7 @@
 namespace pyseq {
 
 static RandomKernels kernels() {
-#if defined(__x86_64__)
-  switch (current_isa()) {
-    case Isa::avx512:
-      return avx512::random_kernels();
-    case Isa::avx2:
-      return avx2::random_kernels();
-    case Isa::portable:
-      break;
-  }
-#endif
-  return portable::random_kernels();
+  return PYSEQ_OF_ISA(random_kernels());
 }
 
 void random_words(RandomStream stream, uint64_t begin, int64_t count, uint32_t* out) {

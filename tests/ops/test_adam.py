@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import pyseq.ops as ops
-from pyseq.ops import dispatch
 from support.adam import (
     BACKENDS,
     Settings,
@@ -26,9 +25,7 @@ from support.adam import (
     some,
     step_on,
 )
-from support.backends import is_interpreted, running_on
-
-needs_core = pytest.mark.skipif(not dispatch.status("cpp").available, reason=dispatch.status("cpp").detail)
+from support.backends import is_interpreted, needs_core, running_on
 
 OPTIONS = [
     Settings(decoupled=decoupled, eps_mode=eps_mode, maximize=maximize, weight_decay=decay)

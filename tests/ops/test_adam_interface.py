@@ -13,9 +13,8 @@ from torch import Tensor
 import pyseq.ops as ops
 from pyseq.ops import dispatch
 from support.adam import BACKENDS, Settings, Tensors, call, some, step_on
-from support.backends import running_on
+from support.backends import needs_core, running_on
 
-needs_core = pytest.mark.skipif(not dispatch.status("cpp").available, reason=dispatch.status("cpp").detail)
 reads_fast = pytest.mark.skipif(
     not dispatch.status("cpp").available or not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"),
     reason="needs the core and a torch that publishes DLPack's exchange table",

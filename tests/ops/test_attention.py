@@ -15,18 +15,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import pyseq.ops as ops
-from pyseq.ops import Segments, dispatch
+from pyseq.ops import Segments
 from pyseq.ops.attention.definition import Options, keep_mask
 from support.accuracy import assert_near, mean_error
 from support.attention import SEED, Case, kept, oracle, run, some
-from support.backends import is_interpreted, running_on, using_isa
+from support.backends import is_interpreted, needs_core, running_on, using_isa
 
 # The interpreter computes with numpy, which warns where nan is the right answer.
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning:triton")
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 BACKENDS = ["cpp-avx512", "cpp-avx2", "cpp-portable", "triton"]
-needs_core = pytest.mark.skipif(not dispatch.status("cpp").available, reason=dispatch.status("cpp").detail)
 
 # None, one, two; less than, equal to and more than vectors (4, 8, 16) and tiles of products (6 rows); more than a block
 # of queries (64); and, in the long ones, more than a block of keys (256).

@@ -7,11 +7,9 @@ import torch
 from torch import Tensor
 
 import pyseq.ops as ops
-from pyseq.ops import Segments, dispatch
+from pyseq.ops import Segments
 from support.attention import SEED, some
-from support.backends import running_on
-
-needs_core = pytest.mark.skipif(not dispatch.status("cpp").available, reason=dispatch.status("cpp").detail)
+from support.backends import needs_core, running_on
 
 
 @needs_core

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pyseq.ops import backend, dispatch
+from pyseq.ops import backend
 from pyseq.ops.beam_step import BeamStep, NextBeams, beam_step, reference
+from support.backends import needs_core
 
 EOS = 2
 INF = math.inf
-needs_core = pytest.mark.skipif(dispatch.core() is None, reason="the compiled core is not built")
 
 
 def some_step(seed: int, sentences: int, width: int, beam: int, count: int, first: bool) -> list[Tensor | None]:

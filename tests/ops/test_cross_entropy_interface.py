@@ -8,9 +8,8 @@ from torch import Tensor
 
 import pyseq.ops as ops
 from pyseq.errors import UserError
-from pyseq.ops import dispatch
+from support.backends import needs_core
 
-needs_core = pytest.mark.skipif(not dispatch.status("cpp").available, reason=dispatch.status("cpp").detail)
 BACKENDS = ["torch", pytest.param("cpp", marks=needs_core)]
 
 

@@ -11,15 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import pyseq.ops as ops
-from pyseq.ops import dispatch
 from pyseq.ops.dropout import keep_mask, limit, reference
 from support.accuracy import assert_near
-from support.backends import is_interpreted, running_on, using_isa
+from support.backends import is_interpreted, needs_core, running_on, using_isa
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 BACKENDS = ["cpp-avx512", "cpp-avx2", "cpp-portable", "triton"]
 SEED = 123456789012345678
-needs_core = pytest.mark.skipif(not dispatch.status("cpp").available, reason=dispatch.status("cpp").detail)
 
 
 def seed_on(device: torch.device, number: int = SEED) -> Tensor:

@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import pyseq.ops as ops
-from pyseq.ops import dispatch
-from support.backends import is_interpreted, running_on
+from support.backends import is_interpreted, needs_core, running_on
 
-needs_core = pytest.mark.skipif(not dispatch.status("cpp").available, reason=dispatch.status("cpp").detail)
 BACKENDS = ["torch", "cpp-avx512", "cpp-avx2", "cpp-portable", "triton", "cuda"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 

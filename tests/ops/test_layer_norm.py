@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import pyseq.ops as ops
-from pyseq.ops import dispatch
 from pyseq.ops.dropout import keep_mask
 from support.accuracy import assert_near, error
-from support.backends import is_interpreted, running_on, using_isa
+from support.backends import is_interpreted, needs_core, running_on, using_isa
 
 # The interpreter computes with numpy, which warns where nan is the right answer.
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning:triton")
@@ -24,7 +23,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning:
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 BACKENDS = ["cpp-avx512", "cpp-avx2", "cpp-portable", "triton"]
 SEED = 987654321987654321
-needs_core = pytest.mark.skipif(not dispatch.status("cpp").available, reason=dispatch.status("cpp").detail)
 
 
 @dataclass

@@ -14,9 +14,8 @@ import pyseq.ops as ops
 from pyseq.ops import dispatch
 from pyseq.ops.linear import LEAST_FEATURES, LEAST_ROWS, reference
 from support.accuracy import assert_near, mean_error
-from support.backends import running_on, using_isa
+from support.backends import needs_core, running_on, using_isa
 
-needs_core = pytest.mark.skipif(not dispatch.status("cpp").available, reason=dispatch.status("cpp").detail)
 BACKENDS = ["cpp-avx512", "cpp-avx2", "cpp-portable"]
 NAMES = ("y", "x", "weight", "bias")
 ACTIVATIONS: list[Any] = ["none", "relu"]

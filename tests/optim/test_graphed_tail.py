@@ -22,10 +22,8 @@ from pyseq.optim.adam import Adam
 from pyseq.optim.graphed_tail import GraphedTail
 from pyseq.optim.sgd import SGD
 from pyseq.training.precision import Precision
-from support.backends import running_on
+from support.backends import needs_core, running_on
 from support.graphs import Replays
-
-needs_core = pytest.mark.skipif(dispatch.core() is None, reason="the compiled core is not built")
 
 
 class Addresses(Replays):

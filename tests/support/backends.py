@@ -11,6 +11,8 @@ import torch
 import pyseq.ops as ops
 from pyseq.ops import dispatch
 
+needs_core = pytest.mark.skipif(not dispatch.status("cpp").available, reason=dispatch.status("cpp").detail)
+
 
 @contextlib.contextmanager
 def running_on(name: str) -> Iterator[torch.device]:

@@ -26,11 +26,12 @@ class Replays:
 
         def replay() -> Any:
             self.replayed += 1
-            new = compute()
-            if not first:
-                first.append(new)
-            for old, fresh in zip(tensors(first[0]), tensors(new)):
-                old.copy_(fresh)
+            with torch.inference_mode(False), torch.no_grad():  # a graph has no modes
+                new = compute()
+                if not first:
+                    first.append(new)
+                for old, fresh in zip(tensors(first[0]), tensors(new)):
+                    old.copy_(fresh)
             return first[0]
 
         return replay
