@@ -80,7 +80,7 @@ check-reference: $(VENV)/.test
 NUMBER ?= 1
 benchmark-ops: $(VENV)/.test
 	$(RUN) -m benchmarks.ops --device cpu --turns 40 --seconds 75 --check --json benchmarks/results/ops_cpu-$(NUMBER).json; status=$$?; \
-	$(RUN) -m benchmarks report --write docs/kernels.md && exit $$status
+	$(RUN) -m benchmarks report --write README.md docs/kernels.md && exit $$status
 
 # What a user runs: training, translating, preprocessing, start-up, data, checkpoints. Hours on two cores. REFERENCE and DATA
 # name the folders that docs/performance.md tells of, FAIRSEQ an interpreter; what lacks one of them is told and left out.
@@ -88,7 +88,7 @@ BENCH_OPTIONS := $(if $(REFERENCE),--reference "$(REFERENCE)") $(if $(DATA),--da
 benchmark-runs: $(VENV)/.test
 	$(RUN) -m benchmarks run train/ switches/ generate/ preprocess/ startup/ checkpoint/ data/ growth/ --device cpu --check \
 		$(BENCH_OPTIONS) --json benchmarks/results/runs_cpu-$(NUMBER).json; status=$$?; \
-	$(RUN) -m benchmarks report --write docs/performance.md && exit $$status
+	$(RUN) -m benchmarks report --write README.md docs/performance.md && exit $$status
 
 benchmark: $(VENV)/.test
 	$(MAKE) benchmark-ops; ops=$$?; $(MAKE) benchmark-runs && exit $$ops

@@ -9,8 +9,9 @@ In a document, a table stands between two comments; the path is relative to the 
     <!-- figures benchmarks/results/ops_cpu-1.json adam/* -->
     <!-- end of figures -->
 
-``targets`` in place of a pattern puts the table of the targets there, ``machine`` a line on what it was measured on.
-These two take several runs, named by a path with wildcards, side by side, in the order of the numbers in the names.
+``targets`` in place of a pattern puts the table of the targets there, ``machine`` a line on what it was measured on,
+``headlines`` a short table for the first page. These take several runs, named by a path with wildcards, in the order of
+the numbers in the names.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,19 @@ def targets_table(runs: Mapping[str, list[targets.Judgement]]) -> list[dict[str,
     return lines
 
 
+def headlines_table(runs: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
+    """A line for each comparison that some of the runs have: the least and the largest of their medians."""
+    runs, lines = list(runs), []
+    for headline in targets.HEADLINES:
+        each = [value for value in map(headline.times_as_fast, runs) if value is not None]
+        if each:
+            times = " to ".join(dict.fromkeys(f"{value:.3g}" for value in (min(each), max(each))))
+            lines.append(
+                {"work": headline.work, "beside": headline.beside, "times as fast": f"{times} ({len(each)} runs)"}
+            )
+    return lines
+
+
 def _verdict(each: list[str]) -> str:
     """Of the runs that have a figure."""
     measured = [one for one in each if one != "not run"] or each
@@ -184,6 +198,8 @@ def region(runs: Mapping[str, dict[str, Any]], what: str) -> str:
             for number, run in runs.items()
         }
         return markdown(targets_table(judged)) + "\n"
+    if what == "headlines":
+        return markdown(headlines_table(runs.values())) + "\n"
     if len(runs) > 1:
         raise ValueError(f"{len(runs)} runs match, and the tables of one are wanted")
     run = next(iter(runs.values()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import summary
 
@@ -239,7 +239,40 @@ WHOLE_RUNS = [
     share_of_matrix_rate("cuda", "train/big-invented-bf16", 0.5),
     share_of_matrix_rate("cuda", "train/gpt2-medium-bf16", 0.55),
 ]
+
+
+class Headline(NamedTuple):
+    """A comparison for the first page: the time of side ``than`` over ours."""
+
+    work: str
+    beside: str
+    case: str
+    than: str
+
+    def times_as_fast(self, run: dict[str, Any]) -> float | None:
+        found = [case for case in run["cases"] if case["name"] == self.case]
+        there = found and any(side["name"] == self.than for side in found[0]["sides"])
+        return summary.behind(found[0], self.than, found[0]["sides"][0]["name"]).median if there else None
+
+
 TORCH_TAIL = "torch fused + clip_grad_norm_"
+HEADLINES = [
+    Headline("training, a translation model of 2.6 M parameters", "fairseq", "train/tiny-multi30k", FAIRSEQ),
+    Headline("the same with `--bf16`", "fairseq in fp32", "train/tiny-multi30k-bf16", FAIRSEQ),
+    Headline("training, a language model of 36 M", "a lean loop in plain torch", "train/lm-wikitext2", LOOP),
+    Headline("the same with `--bf16`", "the loop under autocast", "train/lm-wikitext2-bf16", f"{LOOP}, autocast"),
+    Headline("translating, beam 5", "fairseq", "generate/tiny", FAIRSEQ),
+    Headline("translating, beam 5", "CTranslate2, fp32", "generate/tiny", "CTranslate2, fp32"),
+    Headline("counting words and binarising", "fairseq", "preprocess/multi30k", "fairseq, 1 worker"),
+    Headline("from the shell to the first update", "fairseq", "startup/first-update", FAIRSEQ),
+    Headline("clipping and AdamW, 200 tensors", "torch's fused AdamW, clip_grad_norm_", "adam/fp32-200", TORCH_TAIL),
+    Headline(
+        "output layer and cross-entropy, 4,096 x 128 x 10,000",
+        "F.linear_cross_entropy",
+        "linear_cross_entropy/4096x128x10000",
+        "F.linear_cross_entropy",
+    ),
+]
 TARGETS = [
     faster("cpu", "adam/fp32-200", TORCH_TAIL, 1.35),
     share_of_ceiling("cpu", "adam/fp32-200", 1.0),
