@@ -14,6 +14,7 @@ from . import summary
 from .harness import Unavailable
 
 OURS, OTHERS, CEILING = "#1f5fa8", "#b9bec6", "#444444"
+CLEAR = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # so that no line runs through a number
 
 
 def plot(run: dict[str, Any], path: Path) -> None:
@@ -31,17 +32,34 @@ def plot(run: dict[str, Any], path: Path) -> None:
 
     if not run["cases"]:
         raise Unavailable("there is nothing to plot: no case was run")
-    shares, ratios, scaled = _shares(run), _ratios(run), [case for case in run["cases"] if curves(case)]
-    heights = [1.2 + 0.24 * max(len(shares), len(ratios), 4), *[4.0] * ((len(scaled) + 1) // 2)]
+    bars = [
+        panel
+        for panel in (
+            (_shares(run), "share of the machine's measured ceiling", False),
+            (_ratios(run), "time over that of pyseq's first side", True),
+        )
+        if panel[0]
+    ]
+    scaled = [case for case in run["cases"] if curves(case)]
+    columns = 2 if max(len(bars), len(scaled)) > 1 else 1
+    heights = [1.2 + 0.24 * max(4, *(len(values) for values, _, _ in bars))] if bars else []
+    heights += [4.0] * -(-len(scaled) // columns)
+    if not heights:
+        raise Unavailable("there is nothing to plot: no case has sides to compare")
     figure, axes = pyplot.subplots(
-        len(heights), 2, figsize=(15, sum(heights)), squeeze=False, height_ratios=heights, constrained_layout=True
+        len(heights),
+        columns,
+        figsize=(7.5 * columns, sum(heights)),
+        squeeze=False,
+        height_ratios=heights,
+        constrained_layout=True,
     )
-    _bars(axes[0][0], shares, "share of the machine's measured ceiling", log=False)
-    _bars(axes[0][1], ratios, "time over that of pyseq's first side", log=True)
-    places = [place for line in axes[1:] for place in line]
-    for place, case in zip(places, scaled):
+    first, below = (axes[0], axes[1:].flatten()) if bars else (axes[0, :0], axes.flatten())
+    for place, panel in zip(first, bars):
+        _bars(place, *panel)
+    for place, case in zip(below, scaled):
         _curves(place, case)
-    for place in places[len(scaled) :]:
+    for place in [*first[len(bars) :], *below[len(scaled) :]]:
         place.set_visible(False)
     figure.suptitle(f"{run['machine'].get('gpu') or run['machine']['processor']}, {run['settings']['threads']} threads")
     figure.savefig(path, dpi=150)
@@ -69,13 +87,13 @@ def _ratios(run: dict[str, Any]) -> list[tuple[str, float, bool]]:
 def curves(case: dict[str, Any]) -> dict[str, list[tuple[float, float]]]:
     """Curves of a case whose sides stand on a scale: (scale, rate, or seconds where no units are counted) by label.
 
-    The label is what comes before the last comma of a side's name ("pyseq" of "pyseq, 10 k").
+    The label is what comes before the last comma and space of a side's name ("pyseq" of "pyseq, 10,000 pairs").
     """
     found: dict[str, list[tuple[float, float]]] = {}
     for one, row in zip(case["sides"], summary.rows(case)):
         if one.get("scale") is not None:
             value = row.seconds.median if row.done is None else row.done.median
-            found.setdefault(row.name.rpartition(",")[0] or row.name, []).append((one["scale"], value))
+            found.setdefault(row.name.rpartition(", ")[0] or row.name, []).append((one["scale"], value))
     return {label: sorted(points) for label, points in found.items()}
 
 
@@ -83,7 +101,7 @@ def _curves(axes: Any, case: dict[str, Any]) -> None:
     for label, points in curves(case).items():
         axes.plot(*zip(*points), marker="o", label=label, color=OURS if label.startswith("pyseq") else OTHERS)
     axes.set_xscale("log")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * max(value for points in curves(case).values() for _, value in points))
     axes.set_title(case["name"], fontsize=9)
     axes.set_xlabel(case["config"].get("scale", ""))
     axes.set_ylabel(f"{case['unit']}/s" if case.get("unit") else "seconds")
@@ -92,17 +110,21 @@ def _curves(axes: Any, case: dict[str, Any]) -> None:
 
 
 def _bars(axes: Any, bars: list[tuple[str, float, bool]], label: str, log: bool) -> None:
-    names, values, ours = zip(*bars) if bars else ((), (), ())
+    names, values, ours = zip(*bars)
     places = range(len(names))
     axes.barh(places, values, color=[OURS if mine else OTHERS for mine in ours])
     axes.set_yticks(places, names, fontsize=7)
     axes.invert_yaxis()
     axes.axvline(1.0, color=CEILING, linewidth=1)
     axes.set_xlabel(label)
-    if log and values:
+    if log:
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}" if max(values) < 10 * min(values) else "")
     for place, value in zip(places, values):
-        axes.annotate(f" {value:.2f}", (value, place), va="center", fontsize=6)
+        axes.annotate(
+            f"{value:.2f}", (value, place), (3, 0), textcoords="offset points", va="center", fontsize=6, bbox=CLEAR
+        )
     axes.spines[["top", "right"]].set_visible(False)
 
 

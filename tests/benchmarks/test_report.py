@@ -189,6 +189,8 @@ def test_plot(run: Make, side: Make, tmp_path: Path, ending: str) -> None:
     pytest.importorskip("matplotlib")
     sides = [side("pyseq", [1.0], bytes=8), side("copy", [1.0], bytes=8, ceiling="bandwidth")]
     curve = [side(f"pyseq, {n}", [2.0], amount=[n], scale=n) for n in (10, 100)]
+    plot.plot(run(("adam/fp32", sides)), tmp_path / f"bars.{ending}")
+    plot.plot(run(("growth/tokens", curve)), tmp_path / f"curve.{ending}")
     plot.plot(run(("adam/fp32", sides), ("growth/tokens", curve)), tmp_path / f"plot.{ending}")
     content = (tmp_path / f"plot.{ending}").read_bytes()
     assert content.startswith(b"\x89PNG") if ending == "png" else b"</svg>" in content
@@ -196,10 +198,10 @@ def test_plot(run: Make, side: Make, tmp_path: Path, ending: str) -> None:
 
 def test_sides_on_a_scale_make_curves_by_what_their_names_begin_with(run: Make, side: Make) -> None:
     sides = [
-        side("pyseq, 100", [2.0], amount=[100], scale=100),
+        side("pyseq, 1,000,000 pairs", [2.0], amount=[100], scale=1e6),
         side("pyseq, 10", [1.0], amount=[10], scale=10),
         side("numpy, 10", [4.0], amount=[10], scale=10),
         side("copy", [1.0]),
     ]
     case = run(("growth/tokens", sides))["cases"][0]
-    assert plot.curves(case) == {"pyseq": [(10, 10.0), (100, 50.0)], "numpy": [(10, 2.5)]}
+    assert plot.curves(case) == {"pyseq": [(10, 10.0), (1e6, 50.0)], "numpy": [(10, 2.5)]}
