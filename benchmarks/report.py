@@ -169,7 +169,11 @@ def headlines_table(runs: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
         if each:
             times = " to ".join(dict.fromkeys(f"{value:.3g}" for value in (min(each), max(each))))
             lines.append(
-                {"work": headline.work, "beside": headline.beside, "times as fast": f"{times} ({len(each)} runs)"}
+                {
+                    "work": headline.work,
+                    "beside": headline.beside,
+                    "times as fast": f"{times} ({len(each)} run{'s' * (len(each) > 1)})",
+                }
             )
     return lines
 

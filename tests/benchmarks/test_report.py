@@ -70,6 +70,24 @@ def whole_run(run: Make, side: Make, ours: float, loop: float) -> dict[str, Any]
     return taken
 
 
+def test_headlines_have_the_least_and_the_largest_of_the_runs_that_measured_them(run: Make, side: Make) -> None:
+    """A run that lacks the case or the other side does not count; what none has is no line."""
+
+    def taken(name: str, other: str, ours: float, theirs: float) -> dict[str, Any]:
+        return run((name, [side("pyseq", [1.0], amount=[ours]), side(other, [2.0], amount=[2 * theirs])]))
+
+    case = "train/tiny-multi30k"
+    runs = [
+        taken(case, "fairseq", 300.0, 100.0),
+        taken(case, "fairseq", 500.0, 200.0),
+        taken(case, "lean torch loop", 900.0, 100.0),
+        taken("adam/fp32-200", targets.TORCH_TAIL, 150.0, 100.0),
+    ]
+    first, last = report.headlines_table(runs)
+    assert (first["beside"], first["times as fast"]) == ("fairseq", "2.5 to 3 (2 runs)")
+    assert last["times as fast"] == "1.5 (1 run)"
+
+
 def test_rates_of_whole_runs_are_told_by_unit_and_compared_by_unit(run: Make, side: Make) -> None:
     ours, loop, product = report.case_table(whole_run(run, side, 6000.0, 4000.0)["cases"][0])
     assert ours["tokens/s (20 - 80 %)"].startswith("6,000") and loop["tokens/s (20 - 80 %)"].startswith("4,000")
