@@ -43,17 +43,17 @@ class Judgement:
 
 def judge(run: dict[str, Any]) -> list[Judgement]:
     """Every target of the run's device, in the order of the table."""
-    cases = {case["name"]: case for case in run["cases"]}
-    found = []
-    for target in TARGETS:
-        if target.device != run["settings"]["device"]:
-            continue
-        try:
-            value = target.measure(cases[target.case])
-        except (KeyError, TypeError):  # no such case or side, or no figure of this kind
-            value = None
-        found.append(Judgement(target, value))
-    return found
+    return [
+        Judgement(target, measured(target, run)) for target in TARGETS if target.device == run["settings"]["device"]
+    ]
+
+
+def measured(target: Target, run: dict[str, Any]) -> float | None:
+    """The figure of a run; None where it has no such case or side, or no figure of this kind."""
+    try:
+        return target.measure(next(case for case in run["cases"] if case["name"] == target.case))
+    except (StopIteration, KeyError, TypeError):
+        return None
 
 
 def _ours(case: dict[str, Any], name: str | None) -> dict[str, Any]:
@@ -250,9 +250,7 @@ class Headline(NamedTuple):
     than: str
 
     def times_as_fast(self, run: dict[str, Any]) -> float | None:
-        found = [case for case in run["cases"] if case["name"] == self.case]
-        there = found and any(side["name"] == self.than for side in found[0]["sides"])
-        return summary.behind(found[0], self.than, found[0]["sides"][0]["name"]).median if there else None
+        return measured(faster("cpu", self.case, self.than, 1.0), run)
 
 
 TORCH_TAIL = "torch fused + clip_grad_norm_"
